@@ -1,0 +1,129 @@
+"""What every card does around its work: version check, readable failure, provenance of its outputs."""
+
+import contextlib
+import errno
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from llm_finetune.components.shared.errors import UserError
+
+PACKAGE_VERSION = version("llm-finetune")
+
+
+@contextlib.contextmanager
+def card(package_version: str = "") -> Iterator[None]:
+    """Runs a card's body so that it fails with one readable message.
+
+    A `UserError`, a full disk and an interruption each print a line that starts with `error:` and end the process
+    without a traceback. SIGTERM (a deleted pod, a cancelled run) unwinds the stack, so that half-written files and
+    child processes are cleaned up. Any other exception is a defect of ours and keeps its traceback.
+
+    Args:
+        package_version: The version that compiled the pipeline; empty skips the check.
+
+    Raises:
+        SystemExit: With code 1 after a mistake, 130 or 143 after an interruption.
+    """
+    with _sigterm_unwinds():
+        try:
+            _check_version(package_version)
+            yield
+        except UserError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing half-written was kept", 130)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            _fail(f"no space left on the device: {error}. Free some space, or give the step a larger disk", 1)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tells whether an exception, or one it came from, means that the disk is full.
+
+    Rust and C++ libraries (safetensors, pyarrow, torch) raise their own types and keep only the text.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        True for ENOSPC and EDQUOT in any wrapping.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen) or "os error 28" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def lineage(inputs: Mapping[str, Any] | None = None, seed: int | None = None) -> dict[str, Any]:
+    """Returns the metadata that says what produced an artifact.
+
+    Args:
+        inputs: The card's input artifacts by name (anything with a `metadata` mapping); absent ones may be None.
+        seed: The seed the card used, if any.
+
+    Returns:
+        `package_version`, `inputs` (name to content hash) and, where given, `seed`.
+    """
+    known = {name: artifact for name, artifact in (inputs or {}).items() if artifact is not None}
+    produced_by: dict[str, Any] = {
+        "package_version": PACKAGE_VERSION,
+        "inputs": {name: artifact.metadata.get("content_hash", "") for name, artifact in known.items()},
+    }
+    if seed is not None:
+        produced_by["seed"] = seed
+    return produced_by
+
+
+def write_metrics(metrics: Any, values: Mapping[str, float | int | str | bool]) -> None:
+    """Logs values to a KFP Metrics artifact and writes its file.
+
+    KFP's caches miss for ever when an output has no file, and `log_metric` alone writes none.
+
+    Args:
+        metrics: A `dsl.Metrics` artifact.
+        values: Figures by name, all finite.
+    """
+    for name, value in values.items():
+        metrics.log_metric(name, value)
+    Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(metrics.path).write_text(json.dumps(dict(values), indent=2, allow_nan=False))
+
+
+def _check_version(package_version: str) -> None:
+    if package_version and package_version != PACKAGE_VERSION:
+        raise UserError(
+            f"this image carries llm-finetune {PACKAGE_VERSION}, but the pipeline was compiled by {package_version}. "
+            "Use images with the tag of the compiled version, or compile the pipeline again"
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        _fail("stopped by SIGTERM; nothing half-written was kept", 128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,96 @@
+"""Settings of a card: typed, checked, and refused with the nearest right name."""
+
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm_finetune.components.shared.errors import UserError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class CardSettings(BaseModel):
+    """Base of every card's `Settings`.
+
+    The settings' names, defaults and descriptions are those of the card's `component.py`; the class adds their limits.
+    Numbers that travelled through JSON come back as floats, so `3.0` is taken as the integer 3.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Builds the settings from a card's arguments.
+
+        Args:
+            arguments: The card's `locals()`: its parameters by name, among them `settings`, the card's section of the
+                recipe, which takes precedence. Artifacts and other names are passed over.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            UserError: If a value is impossible or a name in `settings` is unknown.
+        """
+        own = {name: value for name, value in arguments.items() if name in cls.model_fields}
+        return checked(cls, {**own, **(arguments.get("settings") or {})})
+
+
+class FieldSettings(CardSettings):
+    """The settings that say where a row's text is; several cards share them.
+
+    Attributes:
+        instruction_key: Column with the instruction.
+        input_key: Column with the input; empty for data without one.
+        output_key: Column with the answer.
+        chat_key: Column with a list of messages (`role`, `content`); when set, the three others are not looked at.
+    """
+
+    instruction_key: str = Field("instruction", min_length=1)
+    input_key: str = "input"
+    output_key: str = Field("output", min_length=1)
+    chat_key: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that hold the text."""
+        if self.chat_key:
+            return [self.chat_key]
+        return [key for key in (self.instruction_key, self.input_key, self.output_key) if key]
+
+
+def checked(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
+    """Validates values against a pydantic model and explains every mistake in one message.
+
+    Args:
+        model: The model class.
+        values: Values by name.
+        where: What the values are, for the message, such as `recipe`.
+
+    Returns:
+        The validated model.
+
+    Raises:
+        UserError: Naming each wrong key with its path, its value and, for an unknown key, the nearest right one.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(model, mistake, where) for mistake in error.errors()]
+        raise UserError("; ".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], mistake: Any, where: str) -> str:
+    path = [str(part) for part in mistake["loc"]]
+    name = ".".join(([where] if where else []) + path)
+    if mistake["type"] == "extra_forbidden":
+        owner = model
+        for part in path[:-1]:
+            field = owner.model_fields.get(part)
+            if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+                break
+            owner = field.annotation
+        known = sorted(owner.model_fields)
+        return f"unknown setting {name!r}{nearest(path[-1], known)} (known here: {', '.join(known)})"
+    return f"{name} = {mistake['input']!r}: {mistake['msg'].removeprefix('Value error, ')}"

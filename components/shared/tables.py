@@ -1,0 +1,159 @@
+"""Datasets between cards: folders of Parquet shards, written and read as a stream."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import whole_folder
+
+Item = TypeVar("Item")
+
+ROWS_PER_SHARD = 1_000_000
+ROWS_PER_GROUP = 16_384
+
+
+class ShardWriter:
+    """Writes record batches into `part-00000.parquet`, `part-00001.parquet`, …; the folder appears when all is written.
+
+    Use it as a context manager; an exception inside leaves nothing behind.
+    """
+
+    def __init__(self, path: str | Path, schema: pa.Schema, rows_per_shard: int = ROWS_PER_SHARD) -> None:
+        """Names the output.
+
+        Args:
+            path: Folder to create.
+            schema: Schema of every batch.
+            rows_per_shard: Rows after which the next file is begun.
+        """
+        self.path, self.schema, self.rows_per_shard = Path(path), schema, rows_per_shard
+        self.rows = 0
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._shards = 0
+        self._rows_in_shard = 0
+
+    def __enter__(self) -> Self:
+        """Creates the folder that is written into."""
+        self.folder = self._stack.enter_context(whole_folder(self.path))
+        return self
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Appends rows of the writer's schema."""
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        while table.num_rows:
+            if self._writer is None:
+                shard = self.folder / f"part-{self._shards:05}.parquet"
+                self._writer = pq.ParquetWriter(shard, self.schema, compression="zstd")
+                self._shards, self._rows_in_shard = self._shards + 1, 0
+            part = table.slice(0, self.rows_per_shard - self._rows_in_shard)
+            self._writer.write_table(part, row_group_size=ROWS_PER_GROUP)
+            self.rows += part.num_rows
+            self._rows_in_shard += part.num_rows
+            if self._rows_in_shard >= self.rows_per_shard:
+                self._close_shard()
+            table = table.slice(part.num_rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the folder its final name, or removes it after an exception."""
+        try:
+            if kind is None and not self._shards:
+                self.write_empty_shard()
+            self._close_shard()
+        except BaseException as closing:
+            self._stack.__exit__(type(closing), closing, closing.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+
+    def write_empty_shard(self) -> None:
+        """Writes a shard without rows, so that the columns of an empty result can be read."""
+        self._writer = pq.ParquetWriter(self.folder / "part-00000.parquet", self.schema, compression="zstd")
+        self._shards = 1
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+
+def shards(path: str | Path) -> list[Path]:
+    """Returns a dataset's Parquet files in order.
+
+    Args:
+        path: The dataset's folder.
+
+    Returns:
+        The files, at least one.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    files = sorted(Path(path).glob("*.parquet"))
+    if not files:
+        raise UserError(f"{path} holds no Parquet file: it is not a dataset written by this suite")
+    return files
+
+
+def schema(path: str | Path) -> pa.Schema:
+    """Returns the schema of a dataset."""
+    return pq.read_schema(shards(path)[0])
+
+
+def count_rows(path: str | Path) -> int:
+    """Returns the number of rows, from the files' footers alone."""
+    return sum(pq.read_metadata(file).num_rows for file in shards(path))
+
+
+def batches(path: str | Path, columns: list[str] | None = None, rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
+    """Streams a dataset in order.
+
+    Args:
+        path: The dataset's folder.
+        columns: Columns to read; all by default.
+        rows: Rows per batch at most.
+
+    Yields:
+        Record batches, one after the other in file order.
+    """
+    for file in shards(path):
+        with pq.ParquetFile(file) as reader:
+            # Group by group: over a whole file the reader keeps what it has read, and memory grows with the file.
+            for group in range(reader.num_row_groups):
+                yield from reader.iter_batches(batch_size=rows, columns=columns, row_groups=[group])
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Fetches the next item in a thread while the current one is worked on.
+
+    Args:
+        items: Anything that takes time to produce, such as `batches`.
+
+    Yields:
+        The items in order.
+    """
+    stream, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, stream, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, stream, end)
+            yield cast(Item, item)
+
+
+def head(path: str | Path, rows: int) -> pa.Table:
+    """Returns the first rows as a table."""
+    first: list[pa.RecordBatch] = []
+    for batch in batches(path, rows=max(rows, 1)):
+        if rows <= 0:
+            break
+        first.append(batch.slice(0, rows))
+        rows -= batch.num_rows
+    return pa.Table.from_batches(first, schema(path))
