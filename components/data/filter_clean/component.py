@@ -1,0 +1,63 @@
+"""Filter & Clean: drops rows that are no use, each with a reason."""
+
+from kfp import dsl
+
+from llm_finetune.components.shared.images import data_component
+
+
+@data_component()
+def filter_clean(
+    raw_dataset: dsl.Input[dsl.Dataset],
+    clean_dataset: dsl.Output[dsl.Dataset],
+    dropped_rows: dsl.Output[dsl.Dataset],
+    preview: dsl.Output[dsl.HTML],
+    instruction_key: str = "instruction",
+    input_key: str = "input",
+    output_key: str = "output",
+    min_chars: int = 16,
+    max_chars: int = 4096,
+    drop_if_missing_output: bool = True,
+    dedup: str = "exact",
+    near_threshold: float = 0.8,
+    pii: str = "report",
+    chat_key: str = "",
+    settings: dict = {},
+    package_version: str = "",
+):
+    """Keeps the rows that are worth training on, trims their text and turns other values into text.
+
+    Lengths count the characters of instruction, input and output together, after trimming; of a conversation, those of
+    all its messages. Numbers, lists and structures in these columns become text (JSON) and are counted.
+
+    Args:
+        raw_dataset: The rows.
+        clean_dataset: The rows that are kept, in their old order.
+        dropped_rows: The others, with a column `reason`.
+        preview: Rows in, kept and dropped by reason, lengths, personal data, the first 20 rows.
+        instruction_key: Column with the instruction.
+        input_key: Column with the input; empty for data without one.
+        output_key: Column with the answer.
+        min_chars: Rows with fewer characters are dropped.
+        max_chars: Rows with more characters are dropped; 0 for no limit.
+        drop_if_missing_output: Whether rows with a null or blank answer are dropped.
+        dedup: `none`; `exact` drops rows that differ from an earlier one in case and white space at most; `near` also
+            those that share most of their text with an earlier one (MinHash over runs of five bytes; of input and
+            output, or of instruction and output where there is no input).
+        near_threshold: Share of common text (Jaccard similarity) from which rows are near-duplicates, 0.3 to 1.
+        pii: `off`; `report` counts e-mail addresses, phone and card numbers, IBANs and IP addresses in the kept rows;
+            `redact` also replaces them, by [EMAIL] and the like, in every column.
+        chat_key: Column with a list of messages (role, content), for data that already is conversations.
+        settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
+        package_version: Version that compiled the pipeline; the step refuses another one.
+    """
+    arguments = locals()
+    from llm_finetune.components.data.filter_clean import step
+    from llm_finetune.components.shared.card import card, lineage
+
+    with card(package_version):
+        chosen = step.Settings.of(arguments)
+        facts = step.filter_clean(raw_dataset.path, clean_dataset.path, dropped_rows.path, preview.path, chosen)
+        origin = {name: raw_dataset.metadata.get(name, "") for name in ("source", "revision")}
+        produced_by = origin | lineage({"raw_dataset": raw_dataset})
+        clean_dataset.metadata.update(facts.metadata() | produced_by)
+        dropped_rows.metadata.update(facts.dropped_metadata() | produced_by)

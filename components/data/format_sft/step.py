@@ -1,0 +1,151 @@
+"""Writes rows as prompt and completion, and the chat template that renders requests the same way."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_finetune.components.data.format_sft.chat import Chat
+from llm_finetune.components.data.format_sft.chat_template import chat_template
+from llm_finetune.components.data.format_sft.instruction import Instruction
+from llm_finetune.components.data.format_sft.settings import Settings
+from llm_finetune.components.data.format_sft.template import parse
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.text import check_columns
+
+CHAT = "chat"
+SHOWN_ROWS = 5
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one split became.
+
+    Attributes:
+        rows: Rows written.
+        skipped: Rows that were left out, by reason.
+        unused_input: Rows whose input the template does not show.
+        template: The template, or `chat`.
+        template_hash: Hash of everything that decides the format.
+        columns: Names of the columns.
+        content_hash: Hash of the written files.
+    """
+
+    rows: int
+    skipped: dict[str, int]
+    unused_input: int
+    template: str
+    template_hash: str
+    columns: list[str]
+    content_hash: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the facts as artifact metadata."""
+        return asdict(self)
+
+
+def format_sft(
+    train_dataset: str | Path,
+    val_dataset: str | Path,
+    train_sft: str | Path,
+    val_sft: str | Path,
+    preview: str | Path,
+    settings: Settings,
+) -> tuple[Facts, Facts]:
+    """Formats both splits and writes their preview.
+
+    Args:
+        train_dataset: Folder with the training rows.
+        val_dataset: Folder with the validation rows.
+        train_sft: Folder to write for training.
+        val_sft: Folder to write for validation.
+        preview: HTML file to write.
+        settings: Template and columns.
+
+    Returns:
+        The facts of the training and of the validation split.
+
+    Raises:
+        UserError: If the template is wrong, a column is missing or no row of a split has an answer.
+    """
+    form = _form(settings)
+    train = _format(train_dataset, train_sft, "training", form, settings)
+    val = _format(val_dataset, val_sft, "validation", form, settings)
+    _show(preview, {"Training": (train_sft, train), "Validation": (val_sft, val)}, form, settings)
+    return train, val
+
+
+def _form(settings: Settings) -> Chat | Instruction:
+    if settings.template == CHAT:
+        return Chat(settings, settings.system_prompt)
+    if settings.system_prompt:
+        raise UserError("system_prompt belongs to template = 'chat'; write it into the template itself instead")
+    if settings.chat_key:
+        raise UserError(f"chat_key = {settings.chat_key!r}: conversations need template = 'chat', the base model's own")
+    return Instruction(settings, parse(settings.template, settings.drop_empty_sections))
+
+
+def _format(dataset: str | Path, sft: str | Path, split: str, form: Chat | Instruction, settings: Settings) -> Facts:
+    check_columns(tables.schema(dataset), settings)
+    skipped: Counter[str] = Counter()
+    unused_input = 0
+    with tables.ShardWriter(sft, form.schema) as writer:
+        for batch in tables.batches(dataset, settings.keys):
+            reasons = form.reasons(batch)
+            skipped.update(reasons.drop_null().to_pylist())
+            kept = batch.filter(reasons.is_null())
+            if kept.num_rows:
+                writer.write(form.rows(kept))
+                unused_input += form.unused_input(kept)
+        if not writer.rows:
+            raise UserError(
+                f"no {split} row can be used: {_counts(skipped)}. Check output_key = {settings.output_key!r}"
+            )
+        template_hash = _write_format(writer.folder, form, settings)
+    columns = form.schema.names
+    return Facts(writer.rows, dict(skipped), unused_input, form.template, template_hash, columns, content_hash(sft))
+
+
+def _write_format(folder: Path, form: Chat | Instruction, settings: Settings) -> str:
+    """Writes how rows were formatted beside them, for the cards that tokenize and serve."""
+    described = {
+        "template": form.template,
+        "system_prompt": settings.system_prompt,
+        "drop_empty_sections": settings.drop_empty_sections,
+    }
+    template_hash = "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(described | {"template_hash": template_hash}, indent=2, ensure_ascii=False)
+    (folder / "format.json").write_text(text + "\n", encoding="utf-8")
+    if isinstance(form, Instruction):
+        (folder / "chat_template.jinja").write_text(chat_template(form.parsed), encoding="utf-8", newline="\n")
+    return template_hash
+
+
+def _show(
+    preview: str | Path, splits: dict[str, tuple[str | Path, Facts]], form: Chat | Instruction, settings: Settings
+) -> None:
+    shown = []
+    for name, (folder, facts) in splits.items():
+        head = tables.head(folder, SHOWN_ROWS)
+        samples = head.select(["prompt", "completion"]).to_pylist()
+        shown.append({"name": name, "facts": facts, "samples": samples})
+    write_page(
+        preview,
+        Path(__file__).with_name("preview.html.jinja"),
+        title="Format for SFT",
+        splits=shown,
+        shown_template=form.template,
+        is_chat=form.template == CHAT,
+        system_prompt=settings.system_prompt,
+        characters=SHOWN_CHARACTERS,
+    )
+
+
+def _counts(skipped: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in skipped.items()) or "there are none"

@@ -1,0 +1,70 @@
+"""So many rows chosen by chance out of any number, in flat memory, the same ones on every machine."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.duplicates import mixed
+from llm_finetune.components.shared.errors import UserError
+
+
+def sampled(
+    batches: Iterable[pa.RecordBatch], count: int, seed: int, folder: Path, name: str
+) -> Iterator[pa.RecordBatch]:
+    """Chooses rows; every set of `count` rows is equally likely.
+
+    Args:
+        batches: All rows, of one schema.
+        count: Rows to choose; all if there are fewer.
+        seed: Seed of the choice.
+        folder: A place to keep all rows on disk meanwhile.
+        name: Where they come from.
+
+    Yields:
+        The chosen rows in their old order.
+    """
+    first, batches = first_of(batches, name)
+    with tables.ShardWriter(folder, first.schema) as writer:
+        for batch in batches:
+            writer.write(batch)
+    keys = mixed(np.arange(writer.rows, dtype=np.uint64), seed)
+    chosen = np.zeros(writer.rows, bool)
+    chosen[np.argpartition(keys, count - 1)[:count] if count < writer.rows else slice(None)] = True
+    start = 0
+    for batch in tables.batches(folder):
+        yield batch.filter(pa.array(chosen[start : start + batch.num_rows]))
+        start += batch.num_rows
+
+
+def first_rows(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """Passes on so many rows and stops reading."""
+    for batch in batches:
+        yield batch.slice(0, count)
+        count -= batch.num_rows
+        if count <= 0:
+            return
+
+
+def first_of(batches: Iterable[pa.RecordBatch], name: str) -> tuple[pa.RecordBatch, Iterator[pa.RecordBatch]]:
+    """Returns the first batch that has rows, and all batches.
+
+    Args:
+        batches: Record batches of one schema.
+        name: Where they come from.
+
+    Raises:
+        UserError: If there are no rows.
+    """
+    stream = iter(batches)
+    first = next((batch for batch in stream if batch.num_rows), None)
+    if first is None:
+        raise UserError(f"{name} has no rows")
+
+    def again() -> Iterator[pa.RecordBatch]:
+        yield first
+        yield from stream
+
+    return first, again()

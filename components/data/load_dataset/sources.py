@@ -1,0 +1,256 @@
+"""Opening a file wherever it lies: local paths and `https://`, `s3://`, `gs://`, `hf://` URLs, gzip and zstd."""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from llm_finetune.components.shared.card import is_disk_full
+from llm_finetune.components.shared.errors import UserError, nearest
+
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# Refused by their first bytes, so that the message can say what they are.
+ARCHIVES = {
+    b"PK\x03\x04": "a zip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ": "xz data",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+SILENCE_SECONDS = 60  # a server that sends nothing for so long is given up
+
+
+class Source:
+    """One file to read, named for messages without passwords and signatures."""
+
+    def __init__(self, location: str) -> None:
+        """Names the file.
+
+        Args:
+            location: A path or a URL.
+        """
+        parts = urllib.parse.urlsplit(location)
+        self.is_local = len(parts.scheme) < 2 or parts.scheme == "file"
+        self.location = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else location
+        self.name = self.location if self.is_local else _without_secrets(parts)
+        self.revision = ""
+
+    @property
+    def suffix(self) -> str:
+        """The file name's ending in lower case, without that of a compression."""
+        path = Path(self.location if self.is_local else urllib.parse.urlsplit(self.location).path)
+        return path.with_suffix("").suffix.lower() if path.suffix in (".gz", ".zst") else path.suffix.lower()
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[pa.NativeFile]:
+        """Opens the file for reading from its beginning, unpacked.
+
+        Yields:
+            A stream of the content; a short or damaged file raises instead of ending.
+
+        Raises:
+            UserError: If it can't be opened or read.
+        """
+        with self.explained(), self._raw() as raw:
+            reader = Checked(raw, self)
+            first = reader.peek(8)
+            for magic, meaning in ARCHIVES.items():
+                if first.startswith(magic):
+                    raise UserError(
+                        f"{self.name} is {meaning}; give JSON Lines, JSON, CSV or Parquet, plain, .gz or .zst"
+                    )
+            compression = next((name for magic, name in COMPRESSIONS.items() if first.startswith(magic)), None)
+            plain = pa.PythonFile(reader, mode="r")
+            yield pa.CompressedInputStream(plain, compression) if compression else plain
+
+    @contextlib.contextmanager
+    def seekable(self) -> Iterator[Any]:
+        """Opens the file so that it can be read at any place, without fetching all of it where the server allows that.
+
+        Yields:
+            A binary file object.
+        """
+        with self.explained(), contextlib.ExitStack() as stack:
+            if self.is_local:
+                yield stack.enter_context(open(self.location, "rb"))
+                return
+            system, path = _file_system(self.location)
+            file = stack.enter_context(system.open(path, "rb"))
+            if getattr(file, "size", None) is None:
+                file = stack.enter_context(open(stack.enter_context(self.fetched("")).location, "rb"))
+            yield file
+
+    @contextlib.contextmanager
+    def fetched(self, sha256: str) -> Iterator["Source"]:
+        """Brings the whole file here and checks it before anything of it is read.
+
+        Args:
+            sha256: The checksum it must have; empty for any.
+
+        Yields:
+            A local source with the same name for messages.
+
+        Raises:
+            UserError: If the checksum differs.
+        """
+        with self.explained(), tempfile.TemporaryDirectory() as folder:
+            local = Source(self.location)
+            if not self.is_local:
+                path = Path(folder) / (Path(urllib.parse.urlsplit(self.location).path).name or "data")
+                with self._raw() as raw, path.open("wb") as file:
+                    shutil.copyfileobj(Checked(raw, self), file, 1 << 20)
+                local = Source(str(path))
+                local.name = self.name
+            if sha256:
+                with open(local.location, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256.lower().removeprefix("sha256:"):
+                    raise UserError(
+                        f"{self.name} has sha256 {found}, not {sha256}: the file changed, or is not the one meant"
+                    )
+                local.revision = f"sha256:{found}"
+            yield local
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what can go wrong while reading into a message that names the file."""
+        try:
+            yield
+        except (UserError, pa.ArrowInvalid, MemoryError):
+            raise
+        except FileNotFoundError:
+            raise UserError(f"{self.name} does not exist{self._beside()}") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.name} is a folder; name one file in it") from None
+        except PermissionError as error:
+            raise UserError(f"{self.name} may not be read: {error}. Check the path and the credentials") from None
+        except Exception as error:
+            if is_disk_full(error) or not _is_about_reading(error):
+                raise
+            raise UserError(f"{self.name} could not be read: {_reason(error)}") from error
+
+    @contextlib.contextmanager
+    def _raw(self) -> Iterator[BinaryIO]:
+        if self.is_local:
+            with open(self.location, "rb") as file:
+                yield file
+            return
+        system, path = _file_system(self.location)
+        if not self.location.startswith(("http://", "https://")):
+            with system.open(path, "rb") as file:
+                yield file
+            return
+        # A size other than 0 keeps fsspec from asking for it first; block_size 0 streams one plain request.
+        with system.open(path, "rb", block_size=0, size=1) as file:
+            headers = file.r.headers
+            self.revision = headers.get("ETag", "").strip('"')
+            yield file
+
+    def _beside(self) -> str:
+        folder = Path(self.location).parent
+        if not self.is_local:
+            return ": check the address, and HF_TOKEN or the storage credentials if it is not public"
+        if not folder.is_dir():
+            return f": there is no folder {folder}"
+        return nearest(Path(self.location).name, sorted(file.name for file in folder.iterdir()))
+
+
+class Checked:
+    """A reader that can look at the first bytes and raises when a stream ends before its announced length."""
+
+    def __init__(self, raw: BinaryIO, source: Source) -> None:
+        """Wraps a stream.
+
+        Args:
+            raw: The open file.
+            source: Where it comes from.
+        """
+        self.raw, self.source = raw, source
+        self.closed = False
+        self._ahead = b""
+        self._done = 0
+        response = getattr(raw, "r", None)
+        packed = response is not None and response.headers.get("Content-Encoding", "identity") != "identity"
+        length = response.headers.get("Content-Length") if response is not None and not packed else None
+        self.expected = int(length) if length else getattr(raw, "size", None)
+
+    def peek(self, count: int) -> bytes:
+        """Returns the first bytes without consuming them."""
+        while len(self._ahead) < count and (more := self._next(count - len(self._ahead))):
+            self._ahead += more
+        return self._ahead
+
+    def read(self, count: int = -1) -> bytes:
+        """Returns bytes; empty only at the true end."""
+        if self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            return ahead
+        return self._next(count)
+
+    def _next(self, count: int) -> bytes:
+        try:
+            data = self.raw.read(count)
+        except Exception as error:
+            if type(error).__name__ in ("ClientPayloadError", "ServerDisconnectedError"):
+                raise UserError(self._cut_off()) from None
+            raise
+        self._done += len(data)
+        if not data and count and self.expected is not None and self._done < self.expected:
+            raise UserError(self._cut_off())
+        return data
+
+    def _cut_off(self) -> str:
+        whole = f" of {self.expected:,}" if self.expected else ""
+        return (
+            f"{self.source.name}: the connection ended after {self._done:,}{whole} bytes. "
+            "Nothing was kept; run the step again"
+        )
+
+    def close(self) -> None:
+        """Does nothing: who opened the stream closes it."""
+
+
+def _file_system(location: str) -> tuple[Any, str]:
+    import fsspec
+
+    scheme = location.partition("://")[0]
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE_SECONDS)
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+    try:
+        system, path = fsspec.core.url_to_fs(location, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{scheme}:// is not a place this card can read from ({error})") from None
+    return system, path
+
+
+def _without_secrets(parts: urllib.parse.SplitResult) -> str:
+    host = parts.netloc.rpartition("@")[2]
+    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _is_about_reading(error: Exception) -> bool:
+    """Tells storage libraries' errors (each has its own classes) from mistakes in this program."""
+    libraries = ("aiohttp", "fsspec", "botocore", "s3fs", "gcsfs", "google.", "huggingface_hub", "httpx", "httpcore")
+    return isinstance(error, OSError | TimeoutError | EOFError) or type(error).__module__.startswith(libraries)
+
+
+def _reason(error: Exception) -> str:
+    status = getattr(error, "status", None)
+    if status in (401, 403):
+        return f"the server answered {status}: it wants credentials"
+    if status:
+        return f"the server answered {status}"
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {SILENCE_SECONDS} s"
+    return f"{error}" or type(error).__name__

@@ -1,0 +1,193 @@
+"""Splits rows into training and validation so that nothing is learned by heart from the other side."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from llm_finetune.components.data.train_val_split import groups
+from llm_finetune.components.data.train_val_split.assign import validation_rows
+from llm_finetune.components.data.train_val_split.settings import Settings
+from llm_finetune.components.data.train_val_split.shuffle import write_shuffled
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.duplicates import mixed
+from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.text import check_columns
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What of the validation rows is also known to training, measured on what came out.
+
+    Attributes:
+        same_row: Validation rows that are also in training.
+        near_duplicate: Validation rows with a near-duplicate in training; -1 where it was not looked for.
+        close: Validation rows with a training row a little below the threshold; -1 where it was not looked for.
+        same_prompt: Validation rows whose instruction and input are in training too, with another answer.
+        same_group: Validation rows whose group is in training too.
+    """
+
+    same_row: int
+    near_duplicate: int
+    close: int
+    same_prompt: int
+    same_group: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the split gave.
+
+    Attributes:
+        train_rows: Rows for training.
+        val_rows: Rows for validation.
+        kept_together: Rows that had to stay with others.
+        groups: Number of groups, a row by itself being one.
+        leakage: What is left in common.
+        columns: Names of the columns.
+        train_content_hash: Hash of the training files.
+        val_content_hash: Hash of the validation files.
+    """
+
+    train_rows: int
+    val_rows: int
+    kept_together: int
+    groups: int
+    leakage: Leakage
+    columns: list[str]
+    train_content_hash: str
+    val_content_hash: str
+
+    def metadata(self, split: str) -> dict[str, Any]:
+        """Returns the metadata of one side.
+
+        Args:
+            split: `train` or `val`.
+        """
+        rows = self.train_rows if split == "train" else self.val_rows
+        return {
+            "split": split,
+            "rows": rows,
+            "share": rows / (self.train_rows + self.val_rows),
+            "columns": self.columns,
+            "leakage": asdict(self.leakage),
+            "content_hash": self.train_content_hash if split == "train" else self.val_content_hash,
+        }
+
+
+def train_val_split(
+    clean_dataset: str | Path,
+    train_dataset: str | Path,
+    val_dataset: str | Path,
+    preview: str | Path,
+    settings: Settings,
+) -> Facts:
+    """Splits a dataset and writes its preview.
+
+    Args:
+        clean_dataset: Folder with the rows.
+        train_dataset: Folder to write for training.
+        val_dataset: Folder to write for validation.
+        preview: HTML file to write.
+        settings: Share, seed and what stays together.
+
+    Returns:
+        Facts for the artifacts' metadata.
+
+    Raises:
+        UserError: If a column is missing, or a side would be empty.
+    """
+    schema = tables.schema(clean_dataset)
+    if settings.chat_key:
+        check_columns(schema, settings)
+    if settings.group_key and settings.group_key not in schema.names:
+        raise UserError(
+            f"group_key = {settings.group_key!r}: no row has it{nearest(settings.group_key, schema.names)} "
+            f"(columns: {', '.join(schema.names)})"
+        )
+    rows = groups.read(clean_dataset, settings, settings.group_key, settings.near_threshold)
+    labels = groups.labels(rows)
+    is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed)
+    train_dataset, val_dataset = Path(train_dataset), Path(val_dataset)
+    train_dataset.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=train_dataset.parent) as scratch:
+        outputs = [train_dataset, val_dataset]
+        write_shuffled(Path(clean_dataset), outputs, is_val, _order(rows, settings), rows.bytes, Path(scratch))
+    sizes = np.bincount(labels)
+    facts = Facts(
+        train_rows=int(len(is_val) - is_val.sum()),
+        val_rows=int(is_val.sum()),
+        kept_together=int(sizes[sizes > 1].sum()),
+        groups=len(sizes),
+        leakage=leakage(rows, is_val),
+        columns=schema.names,
+        train_content_hash=content_hash(train_dataset),
+        val_content_hash=content_hash(val_dataset),
+    )
+    _show(preview, facts, settings, rows.looked_for_pairs)
+    return facts
+
+
+def leakage(rows: groups.Rows, is_val: np.ndarray) -> Leakage:
+    """Measures what both sides have in common.
+
+    Args:
+        rows: What `groups.read` returned.
+        is_val: True for validation, shape [rows].
+
+    Returns:
+        Numbers of validation rows.
+    """
+
+    def across(pairs: np.ndarray) -> int:
+        if not rows.looked_for_pairs:
+            return -1
+        straddling = pairs[is_val[pairs[:, 0]] != is_val[pairs[:, 1]]]
+        return len(np.unique(straddling[is_val[straddling]]))
+
+    same_row = _shared(rows.content, is_val)
+    group = np.zeros(len(is_val), bool)
+    if rows.group is not None and rows.has_group is not None:
+        group = _shared(np.stack([rows.group, rows.group], axis=1), is_val) & rows.has_group
+    return Leakage(
+        same_row=int(same_row.sum()),
+        near_duplicate=across(rows.pairs),
+        close=across(rows.close),
+        same_prompt=int((_shared(rows.prompt, is_val) & ~same_row).sum()),
+        same_group=int(group.sum()),
+    )
+
+
+def _shared(hashes: np.ndarray, is_val: np.ndarray) -> np.ndarray:
+    """Returns True for the validation rows whose hash is in training too."""
+    return is_val & np.isin(hashes[:, 0], hashes[~is_val, 0])
+
+
+def _order(rows: groups.Rows, settings: Settings) -> np.ndarray:
+    """Returns the keys that rows are shuffled by; equal rows get different ones."""
+    repeat = groups.repeats(rows.content).astype(np.uint64)
+    return mixed(rows.content[:, 1] ^ mixed(repeat, 1), settings.shuffle_seed)
+
+
+def _show(preview: str | Path, facts: Facts, settings: Settings, looked_for_pairs: bool) -> None:
+    total = facts.train_rows + facts.val_rows
+    splits = [
+        (name, rows, f"{100 * rows / total:.2f} %")
+        for name, rows in (("training", facts.train_rows), ("validation", facts.val_rows))
+    ]
+    write_page(
+        preview,
+        Path(__file__).with_name("preview.html.jinja"),
+        title="Train/Val Split",
+        facts=facts,
+        splits=splits,
+        settings=settings,
+        wanted=f"{100 * settings.val_ratio:g} %",
+        off=abs(facts.val_rows / total - settings.val_ratio) > max(0.1 * settings.val_ratio, 1 / total),
+        looked_for_pairs=looked_for_pairs,
+        near_rows=groups.NEAR_ROWS,
+    )
