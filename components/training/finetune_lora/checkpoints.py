@@ -1,0 +1,88 @@
+"""Checkpoints that are whole or not seen, in a folder that belongs to one training."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import sort_checkpoints
+
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import write_text
+
+FINGERPRINT = "fingerprint.json"
+SEAL = "files.json"
+
+
+def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Makes the folder this training's own.
+
+    Args:
+        folder: Checkpoint folder; made if absent.
+        fingerprint: What decides the result: hashes of data and model, settings, package version.
+
+    Raises:
+        UserError: If the folder holds checkpoints of another training, naming every difference.
+    """
+    file = folder / FINGERPRINT
+    own = json.loads(json.dumps(fingerprint))
+    if file.exists():
+        found = json.loads(file.read_text())
+        names = sorted({*own, *found})
+        different = [
+            f"{name}: {found.get(name)!r} there, {own.get(name)!r} here"
+            for name in names
+            if own.get(name) != found.get(name)
+        ]
+        if different:
+            raise UserError(
+                f"the checkpoints in {folder} belong to another training ({'; '.join(different)}). "
+                "Choose another checkpoint_folder, or remove this one to start anew"
+            )
+    write_text(file, json.dumps(own, indent=2, sort_keys=True))
+
+
+def seal(checkpoint: Path) -> None:
+    """Records every file's size and flushes all to disk, so that a torn checkpoint can be told from a whole one."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files}
+    write_text(checkpoint / SEAL, json.dumps(sizes))
+    for file in [*files, checkpoint / SEAL, checkpoint]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def publish(staged: Path, folder: Path) -> Path:
+    """Gives a sealed checkpoint its final name; an older one of the same step is replaced."""
+    final = folder / staged.name
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)
+    return final
+
+
+def latest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Returns the newest checkpoint whose files all have their recorded sizes.
+
+    Args:
+        folder: Checkpoint folder.
+
+    Returns:
+        The checkpoint, or None, and the newer ones that were torn and passed over.
+    """
+    torn = []
+    for name in reversed(sort_checkpoints(str(folder)) if folder.exists() else []):
+        checkpoint = Path(name)
+        if _is_whole(checkpoint):
+            return checkpoint, torn
+        torn.append(checkpoint)
+    return None, torn
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / SEAL).read_text())
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

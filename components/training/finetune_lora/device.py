@@ -1,0 +1,93 @@
+"""How to train on the hardware at hand: the one place that decides, and says why."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from llm_finetune.components.shared.device import cpu_multiplies_bfloat16
+from llm_finetune.components.training.finetune_lora.varlen import varlen_obstacle
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Choices that change the speed of training, never its result beyond rounding.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        base_dtype: Precision of the frozen base weights.
+        autocast: Whether matrix products run in bfloat16.
+        attention: Attention function of transformers to use.
+        padding_free: Whether a batch is one flattened row instead of padded ones.
+        own_loss: Whether labelled positions alone are projected (`shared.losses`); otherwise TRL's fused head.
+        group_by_length: Whether a batch holds rows of like length.
+        reasons: A line for the log per choice.
+    """
+
+    device: str
+    base_dtype: torch.dtype
+    autocast: bool
+    attention: str
+    padding_free: bool
+    own_loss: bool
+    group_by_length: bool
+    reasons: tuple[str, ...]
+
+
+def plan_device(config: PretrainedConfig, packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
+    """Chooses the fast and correct way for the device, the model and the rows.
+
+    Args:
+        config: The base model's configuration.
+        packed: Whether rows hold several documents.
+        dtype: `auto`, `bfloat16` or `float32`.
+        plain_head: Whether logits are the output embedding and nothing more (`shared.losses.has_plain_head`).
+
+    Returns:
+        The plan.
+    """
+    return _plan_cuda(config, dtype) if torch.cuda.is_available() else _plan_cpu(packed, dtype, plain_head)
+
+
+def _plan_cuda(config: PretrainedConfig, dtype: str) -> DevicePlan:
+    bfloat16 = dtype != "float32" and torch.cuda.is_bf16_supported()
+    obstacle = varlen_obstacle(config, bfloat16)
+    attention = "sdpa" if obstacle else "varlen"
+    return DevicePlan(
+        device="cuda",
+        base_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+        autocast=bfloat16,
+        attention=attention,
+        padding_free=True,
+        own_loss=False,
+        group_by_length=False,
+        reasons=(
+            f"{torch.cuda.get_device_name()}: {'bfloat16' if bfloat16 else 'float32'}",
+            f"attention sdpa, because {obstacle}" if obstacle else "attention of variable length (torch varlen_attn)",
+            "rows flattened without padding; loss on a fused head",
+        ),
+    )
+
+
+def _plan_cpu(packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
+    fast = cpu_multiplies_bfloat16()
+    bfloat16 = dtype == "bfloat16" or (dtype == "auto" and fast)
+    single = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    own_loss = plain_head and single and not packed
+    return DevicePlan(
+        device="cpu",
+        base_dtype=torch.float32,
+        autocast=bfloat16,
+        attention="eager",
+        padding_free=packed,
+        own_loss=own_loss,
+        group_by_length=not packed,
+        reasons=(
+            f"CPU: {'bfloat16' if bfloat16 else 'float32'} products, because it "
+            f"{'multiplies' if fast else 'does not multiply'} bfloat16 in hardware",
+            "eager attention, the fastest for short rows on a CPU",
+            "packed rows, flattened" if packed else "rows of like length together",
+            "loss on labelled positions alone" if own_loss else "loss on TRL's head",
+        ),
+    )

@@ -1,0 +1,81 @@
+"""Attention over documents of different length in one flattened row, with the kernel that ships with PyTorch."""
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PretrainedConfig
+
+NAME = "varlen"
+
+
+def varlen_obstacle(config: PretrainedConfig, bfloat16: bool) -> str:
+    """Says why the kernel cannot compute this model's attention here.
+
+    Args:
+        config: The base model's configuration.
+        bfloat16: Whether attention runs in bfloat16; the kernel has no float32.
+
+    Returns:
+        The reason, or an empty string when it can.
+    """
+    text = config.get_text_config()
+    if not torch.cuda.is_available():
+        return "it needs a GPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than Ampere"
+    if not bfloat16:
+        return "it has no float32"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return f"torch {torch.__version__} does not have it"
+    if getattr(text, "attn_logit_softcapping", None):
+        return "the model caps its attention logits"
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        return "the model attends through a sliding window"
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if head > 256 or head % 8:
+        return f"heads have {head} dimensions"
+    return ""
+
+
+def register_varlen() -> None:
+    """Makes `attn_implementation="varlen"` known to transformers.
+
+    No mask function is registered with it, so that transformers builds no dense mask: document boundaries come from
+    `cu_seq_lens_q` and `max_length_q`, which TRL's padding-free collator passes.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attends causally inside each document; query, key and value are `[1, heads, tokens, dimensions]`."""
+        bounds, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
+        if bounds is None or query.shape[0] != 1:
+            raise ValueError("varlen attention needs one flattened row with cu_seq_lens_q and max_length_q")
+        if dropout:
+            raise ValueError("varlen attention has no dropout")
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and not grouped:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        options: dict[str, Any] = {"enable_gqa": groups > 1} if grouped else {}
+        if "window_size" in inspect.signature(varlen_attn).parameters:
+            options["window_size"] = (-1, 0)
+        else:
+            options["is_causal"] = True
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+        bounds = bounds.to(query.device)
+        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, **options)
+        return out.unsqueeze(0), None
+
+    AttentionInterface.register(NAME, attend)
