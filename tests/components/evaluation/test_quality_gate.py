@@ -1,0 +1,72 @@
+import json
+
+import pytest
+from kfp import dsl
+from llm_finetune.components.evaluation.quality_gate import step
+from llm_finetune.components.evaluation.quality_gate.component import quality_gate as card
+from llm_finetune.components.shared.errors import UserError
+
+METRICS = {"base_loss": 2.0, "tuned_loss": 0.5, "loss_delta": -1.5, "tuned_stop_rate": 0.98, "base_exact_match": 0.1,
+           "tuned_exact_match": 0.1}  # fmt: skip
+
+
+def report(tmp_path, metrics=METRICS):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"metrics": metrics, "samples": []}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("rules", "opened", "reason"),
+    [
+        ("loss_delta < 0", True, "all 1 rules hold"),
+        ("", True, "no rules were set"),
+        (" loss_delta<0 ,tuned_stop_rate >= 0.9,", True, "all 2 rules hold"),
+        ("tuned_stop_rate >= 0.99", False, "not deployed, because tuned_stop_rate >= 0.99 does not hold: tuned_stop_rate = 0.98"),
+        ("tuned_loss == 0.5", True, "all 1 rules hold"),
+        ("tuned_exact_match > base_exact_match", False, "tuned_exact_match = 0.1, base_exact_match = 0.1"),
+        ("tuned_exact_match >= base_exact_match", True, "all 1 rules hold"),
+        ("tuned_field_f1 > 0.5", False, "tuned_field_f1 was not measured"),
+        ("loss_delta < tuned_field_f1", False, "tuned_field_f1 was not measured"),
+        ("loss_delta < -1e1", False, "loss_delta = -1.5"),
+    ],
+)  # fmt: skip
+def test_the_gate_opens_only_when_every_rule_holds(tmp_path, rules, opened, reason):
+    result, said = step.quality_gate(report(tmp_path), tmp_path / "page.md", step.Settings(rules=rules))
+    assert result is opened
+    assert reason in said
+    assert (tmp_path / "page.md").read_text().startswith(f"# Quality Gate: {'open' if opened else 'closed'}")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("loss_dleta < 0", "names 'loss_dleta', which no evaluation reports; did you mean 'loss_delta'?"),
+        ("loss_delta < tuned_los", "did you mean 'tuned_loss'?"),
+        ("loss_delta", "is not of the form 'figure < limit'"),
+        ("loss_delta != 0", "is not of the form 'figure < limit'"),
+        ("loss_delta < nan", "limit"),
+    ],
+)
+def test_a_rule_that_cannot_be_read_is_named(rules, message):
+    with pytest.raises(UserError) as error:
+        step.Settings.of({"rules": rules})
+    assert message in str(error.value)
+
+
+def test_a_report_that_is_none_is_an_error_and_not_an_open_gate(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a report of the Evaluate card"):
+        step.quality_gate(tmp_path / "report.json", tmp_path / "page.md", step.Settings())
+
+
+def test_the_card_returns_one_plain_bool_and_says_why(tmp_path):
+    page = dsl.Markdown(uri=str(tmp_path / "page.md"))
+    opened = card.python_func(
+        eval_report=dsl.Metrics(uri=str(report(tmp_path)), metadata={"content_hash": ""}),
+        gate_report=page,
+        rules="loss_delta < -2",
+    )
+    assert opened is False
+    assert page.metadata["open"] is False
+    assert page.metadata["reason"] == "not deployed, because loss_delta < -2 does not hold: loss_delta = -1.5"
