@@ -67,6 +67,7 @@ def tiny_model(
     *,
     layers: int = 2,
     hidden: int = 64,
+    head: int = 16,
     vocabulary: int = 400,
     tied: bool = False,
     dtype: str = "float32",
@@ -78,7 +79,8 @@ def tiny_model(
     Args:
         folder: Folder to write into; made when absent.
         layers: Decoder layers.
-        hidden: Width, a multiple of 16 (heads are 16 wide, half as many key-value heads as query heads).
+        hidden: Width, a multiple of `head`.
+        head: Width of an attention head; vLLM on a CPU takes 32 and more. Half as many key-value heads as query heads.
         vocabulary: Rows of the embedding, at least the tokenizer's tokens.
         tied: Whether the head shares the embedding's weights.
         dtype: Type of the stored weights.
@@ -97,8 +99,8 @@ def tiny_model(
         hidden_size=hidden,
         intermediate_size=hidden * 2,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 16,
-        num_key_value_heads=max(hidden // 32, 1),
+        num_attention_heads=hidden // head,
+        num_key_value_heads=max(hidden // head // 2, 1),
         max_position_embeddings=1024,
         tie_word_embeddings=tied,
         initializer_range=0.1,  # wide enough that tokens differ in probability

@@ -39,7 +39,9 @@ def family_tokenizer(folder: Path, family: str) -> Path:
     special, bos, eos, adds_bos, sentencepiece, template, _ = FAMILIES[family]
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(byte_fallback=sentencepiece))
-    alphabet = [f"<0x{byte:02X}>" for byte in range(256)] if sentencepiece else sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = (
+        [f"<0x{byte:02X}>" for byte in range(256)] if sentencepiece else sorted(pre_tokenizers.ByteLevel.alphabet())
+    )
     if sentencepiece:
         tokenizer.normalizer = normalizers.Sequence([])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -64,7 +66,12 @@ def family_tokenizer(folder: Path, family: str) -> Path:
     # The trainer makes every byte a special token; in SentencePiece models they are ordinary ones.
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in special]
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": eos, "model_max_length": 4096}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos,
+        "pad_token": eos,
+        "model_max_length": 4096,
+    }
     if bos:
         config["bos_token"] = bos
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

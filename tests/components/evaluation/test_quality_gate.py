@@ -2,6 +2,7 @@ import json
 
 import pytest
 from kfp import dsl
+
 from llm_finetune.components.evaluation.quality_gate import step
 from llm_finetune.components.evaluation.quality_gate.component import quality_gate as card
 from llm_finetune.components.shared.errors import UserError

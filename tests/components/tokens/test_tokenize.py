@@ -6,12 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from kfp import dsl
+from tokenizers_by_family import FAMILIES, family_tokenizer
+from transformers import AutoTokenizer
+
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.tokens.tokenize import step
 from llm_finetune.components.tokens.tokenize.component import tokenize as card
-from tokenizers_by_family import FAMILIES, family_tokenizer
-from transformers import AutoTokenizer
 
 TEMPLATE = (
     "{%- set ns = namespace(system='') -%}{%- for m in messages -%}{%- if m.role == 'system' -%}{%- set ns.system = m.content -%}"
@@ -32,7 +33,8 @@ def sft(folder: Path, rows=ROWS, chat: bool = False) -> Path:
     columns = {"prompt": prompts, "completion": [output for _, _, output in rows]}
     if chat:
         columns["messages"] = [
-            [{"role": "user", "content": f"{i}\n\n{x}"}, {"role": "assistant", "content": output}] for i, x, output in rows
+            [{"role": "user", "content": f"{i}\n\n{x}"}, {"role": "assistant", "content": output}]
+            for i, x, output in rows
         ]
     table = pa.table(columns)
     with tables.ShardWriter(folder, table.schema) as writer:
@@ -111,7 +113,9 @@ def test_only_the_last_answer_is_trained_where_the_template_rewrites_earlier_one
         "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "x"), ("user", "b"), ("assistant", "y"))]
+    messages = [
+        {"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "x"), ("user", "b"), ("assistant", "y"))
+    ]
     table = pa.table({"prompt": ["-"], "completion": ["y"], "messages": [messages]})
     with tables.ShardWriter(tmp_path / "sft", table.schema) as writer:
         writer.write(table)
@@ -144,7 +148,9 @@ def long_rows(tmp_path):
 
 
 def test_long_documents_are_dropped_and_counted(tmp_path):
-    facts, _, rows = run(tmp_path, long_rows(tmp_path), family_tokenizer(tmp_path / "t", "smollm"), max_length=128, packing=False)
+    facts, _, rows = run(
+        tmp_path, long_rows(tmp_path), family_tokenizer(tmp_path / "t", "smollm"), max_length=128, packing=False
+    )
     assert [row["row"] for row in rows] == [0, 1, 2, 3, 4]
     assert (facts[1]["documents"], facts[1]["dropped_overlength"], facts[1]["cut"]) == (7, 2, 0)
 
@@ -162,7 +168,13 @@ def test_long_completions_are_cut_and_rows_without_any_completion_left_are_dropp
 
 def test_long_documents_are_refused_by_setting(tmp_path):
     with pytest.raises(UserError, match=r"row 5 of the train split has \d+ tokens, more than max_length = 128"):
-        run(tmp_path, long_rows(tmp_path), family_tokenizer(tmp_path / "t", "smollm"), max_length=128, overlength="error")
+        run(
+            tmp_path,
+            long_rows(tmp_path),
+            family_tokenizer(tmp_path / "t", "smollm"),
+            max_length=128,
+            overlength="error",
+        )
     assert not (tmp_path / "train").exists()
 
 
@@ -190,7 +202,11 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 
 
 def test_markup_in_the_data_stays_text_on_the_page(tmp_path):
-    run(tmp_path, sft(tmp_path / "sft", [("<script>alert(1)</script>", "", "<b>")]), family_tokenizer(tmp_path / "t", "smollm"))
+    run(
+        tmp_path,
+        sft(tmp_path / "sft", [("<script>alert(1)</script>", "", "<b>")]),
+        family_tokenizer(tmp_path / "t", "smollm"),
+    )
     page = (tmp_path / "page.html").read_text()
     assert "<script>" not in page
     assert "<b>" not in page.replace("<b>1</b>", "")
@@ -205,7 +221,9 @@ def test_the_card_writes_its_facts_and_its_settings_win_from_the_recipe(tmp_path
         "val_tokens": dsl.Dataset(uri=str(tmp_path / "val")),
         "preview": dsl.HTML(uri=str(tmp_path / "page.html")),
     }
-    card.python_func(**artifact, model_name=str(tokenizer), packing=True, settings={"packing": False, "max_length": 64.0})
+    card.python_func(
+        **artifact, model_name=str(tokenizer), packing=True, settings={"packing": False, "max_length": 64.0}
+    )
     metadata = artifact["train_tokens"].metadata
     assert (metadata["packing"], metadata["max_length"], metadata["documents"]) == (False, 64, 5)
     assert metadata["inputs"]["train_sft"] == "sha256:1"

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pytest
 import torch
 from kfp import dsl
-from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.training.finetune_lora import step
-from llm_finetune.components.training.finetune_lora.component import finetune_lora as card
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
+
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.training.finetune_lora import step
+from llm_finetune.components.training.finetune_lora.component import finetune_lora as card
 
 END = 2
 
@@ -67,7 +68,9 @@ def inputs(tmp_path):
 
 
 def train(inputs, out: Path, **settings):
-    chosen = step.Settings(**{"num_epochs": 2, "learning_rate": 1e-2, "logging_steps": 1, "dtype": "float32", **settings})
+    chosen = step.Settings(
+        **{"num_epochs": 2, "learning_rate": 1e-2, "logging_steps": 1, "dtype": "float32", **settings}
+    )
     facts = step.finetune_lora(**inputs, ft_result=out / "ft", loss_curve=out / "curve.html", settings=chosen)
     return facts, hashlib.sha256((out / "ft" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
@@ -87,13 +90,20 @@ def reference_loss(model, rows) -> float:
 def test_the_reported_validation_loss_is_the_sum_over_tokens_of_the_saved_adapter(inputs, tmp_path):
     facts, _ = train(inputs, tmp_path / "a", batch_size=4)
     base = AutoModelForCausalLM.from_pretrained(inputs["model_config"], dtype=torch.float32)
-    assert facts.val_loss == pytest.approx(reference_loss(PeftModel.from_pretrained(base, tmp_path / "a" / "ft"), documents(10, 2)), rel=1e-5)
+    assert facts.val_loss == pytest.approx(
+        reference_loss(PeftModel.from_pretrained(base, tmp_path / "a" / "ft"), documents(10, 2)), rel=1e-5
+    )
     assert facts.train_loss < 5.5  # a random model knows one of 400 tokens: 6.0
     assert (facts.steps, facts.epochs, facts.resumed_from_step) == (12, 2.0, 0)
 
 
 @pytest.mark.parametrize(
-    "how", [{"batch_size": 24}, {"batch_size": 4, "gradient_accumulation_steps": 6}, {"batch_size": 3, "gradient_accumulation_steps": 8}]
+    "how",
+    [
+        {"batch_size": 24},
+        {"batch_size": 4, "gradient_accumulation_steps": 6},
+        {"batch_size": 3, "gradient_accumulation_steps": 8},
+    ],
 )
 @pytest.mark.parametrize("packed", [0, 2])
 def test_the_loss_of_a_step_is_the_sum_over_the_tokens_of_its_whole_window(inputs, tmp_path, how, packed):
@@ -136,14 +146,16 @@ step.finetune_lora(**job["inputs"], ft_result=job["out"] + "/ft", loss_curve=job
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(inputs, tmp_path):
     settings = {"num_epochs": 3, "learning_rate": 1e-2, "dtype": "float32", "checkpoint_steps": 2}
-    LoraConfig(
-        r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM"
-    ).save_pretrained(inputs["lora_config"])
+    LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM").save_pretrained(
+        inputs["lora_config"]
+    )
     _, whole = train(inputs, tmp_path / "whole", **settings, checkpoint_folder=str(tmp_path / "c1"))
     folder = tmp_path / "c2"
     job = {"inputs": {name: str(path) for name, path in inputs.items()}, "out": str(tmp_path / "killed"),
            "settings": {**settings, "checkpoint_folder": str(folder)}}  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(job)], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(job)], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
     deadline = time.monotonic() + 120
     while not (folder / "checkpoint-8").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
@@ -176,7 +188,9 @@ def test_checkpoints_of_another_training_are_refused_by_name(inputs, tmp_path):
 
 
 def test_early_stopping_keeps_the_best_adapter(inputs, tmp_path):
-    facts, _ = train(inputs, tmp_path / "a", num_epochs=40, learning_rate=0.3, lr_scheduler="constant", early_stopping_patience=2)
+    facts, _ = train(
+        inputs, tmp_path / "a", num_epochs=40, learning_rate=0.3, lr_scheduler="constant", early_stopping_patience=2
+    )
     assert facts.steps < 40 * 6
     base = AutoModelForCausalLM.from_pretrained(inputs["model_config"], dtype=torch.float32)
     saved = reference_loss(PeftModel.from_pretrained(base, tmp_path / "a" / "ft"), documents(10, 2))
@@ -195,7 +209,9 @@ def test_what_serving_needs_lies_beside_the_adapter(inputs, tmp_path):
 
 def test_the_card_reports_losses_and_lineage(inputs, tmp_path):
     artifacts = {
-        "model_config": dsl.Model(uri=str(inputs["model_config"]), metadata={"load_in_4bit": False, "content_hash": "sha256:m"}),
+        "model_config": dsl.Model(
+            uri=str(inputs["model_config"]), metadata={"load_in_4bit": False, "content_hash": "sha256:m"}
+        ),
         "lora_config": dsl.Artifact(uri=str(inputs["lora_config"]), metadata={"content_hash": "sha256:l"}),
         "train_tokens": dsl.Dataset(uri=str(inputs["train_tokens"]), metadata={"content_hash": "sha256:t"}),
         "val_tokens": dsl.Dataset(uri=str(inputs["val_tokens"]), metadata={"content_hash": "sha256:v"}),

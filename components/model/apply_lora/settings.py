@@ -1,0 +1,71 @@
+"""Settings of the Apply LoRA card."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from llm_finetune.components.shared.errors import nearest
+from llm_finetune.components.shared.settings import CardSettings
+
+INITS = ("default", "gaussian", "orthogonal", "olora", "pissa")
+# Initial values that an adapter's file alone cannot bring back, or that need what this card does not have.
+REFUSED_INITS = {
+    "pissa_niter": "its random decomposition comes out differently when the adapter is loaded again: use pissa",
+    "loftq": "it needs the full-precision weights on a GPU while the adapter is made",
+    "eva": "it needs activations from a pass over the data: use default",
+    "corda": "it needs activations from a pass over the data: use default",
+    "lora_ga": "it needs gradients from a pass over the data: use default",
+}
+
+
+class Settings(CardSettings):
+    """Settings of the Apply LoRA card; `component.py` describes them."""
+
+    r: int = Field(16, ge=1, le=1024)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: str = "q_proj,k_proj,v_proj,o_proj"
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: str = "default"
+    modules_to_save: str = ""
+    max_length: int = Field(1024, ge=1)
+    batch_size: int = Field(4, ge=1)
+    tokens_per_micro_batch: int = Field(16384, ge=1)
+    gradient_checkpointing: Literal["on", "off"] = "off"
+    gpu_memory_gib: float = Field(0.0, ge=0)
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_target(cls, value: str) -> str:
+        if not _listed(value):
+            raise ValueError("names no module; give names separated by commas, or all-linear")
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _reloadable(cls, value: str) -> str:
+        if value not in INITS:
+            reason = next((why for name, why in REFUSED_INITS.items() if value.startswith(name)), "")
+            raise ValueError(f"{reason or 'unknown' + nearest(value, INITS)} (known: {', '.join(INITS)})")
+        return value
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> Self:
+        if self.init == "orthogonal" and self.r % 2:
+            raise ValueError(f"init = orthogonal needs an even r, and r = {self.r}")
+        return self
+
+    @property
+    def targets(self) -> list[str]:
+        """The target modules by name."""
+        return _listed(self.target_modules)
+
+    @property
+    def saved(self) -> list[str]:
+        """The modules to train in full."""
+        return _listed(self.modules_to_save)
+
+
+def _listed(names: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))

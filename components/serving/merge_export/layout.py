@@ -1,0 +1,126 @@
+"""The exported folder: everything that a server needs beside the weights, readable by older readers too."""
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from llm_finetune.components.shared.base_model import INDEX, small_files
+from llm_finetune.components.shared.errors import UserError
+
+LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+# Written by transformers 5 for itself; a 4.x reader fails on the class and ignores or trips over the rest.
+OWN_TOKENIZER_KEYS = ("backend", "is_local", "local_files_only")
+
+
+def add_tokenizer(ft_result: Path, folder: Path) -> None:
+    """Puts the tokenizer, its chat template and the generation config of the training beside the weights.
+
+    Args:
+        ft_result: Folder of the adapter.
+        folder: Folder of the merged model.
+
+    Raises:
+        UserError: If there is no chat template or no end token, without which the model can't be served.
+    """
+    names = [file.name for file in ft_result.iterdir() if file.is_file()]
+    for name in small_files(names):
+        if name not in ("README.md", "config.json", INDEX) and not _legal(name):
+            shutil.copyfile(ft_result / name, folder / name)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    if not any(name.startswith("chat_template.") for name in names) and not tokenizer.get("chat_template"):
+        raise UserError(f"{ft_result} holds no chat template, so the model could not answer chat requests")
+    if "generation_config.json" not in names or _read(folder / "generation_config.json").get("eos_token_id") in (
+        None,
+        [],
+    ):
+        raise UserError(f"{ft_result} holds no generation_config.json with eos_token_id, so the model would never stop")
+    for key in OWN_TOKENIZER_KEYS:
+        tokenizer.pop(key, None)
+    if tokenizer.get("tokenizer_class") in (None, "TokenizersBackend"):
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _write(folder / "tokenizer_config.json", tokenizer)
+
+
+def add_licence(model_config: Path, folder: Path) -> None:
+    """Puts the base model's licence files beside the weights that derive from it."""
+    for file in model_config.iterdir():
+        if _legal(file.name):
+            shutil.copyfile(file, folder / file.name)
+
+
+def add_adapter(ft_result: Path, folder: Path, base_model: str, revision: str) -> None:
+    """Keeps the adapter itself in `adapter/`, with the base model's public name in its configuration."""
+    kept = folder / "adapter"
+    kept.mkdir()
+    for name in ADAPTER:
+        shutil.copyfile(ft_result / name, kept / name)
+    config = _read(kept / "adapter_config.json")
+    _write(kept / "adapter_config.json", config | {"base_model_name_or_path": base_model, "revision": revision or None})
+
+
+def make_config_readable(folder: Path) -> None:
+    """Says the same facts in config.json under the names of older readers, and the end tokens that are generated with.
+
+    transformers 5 writes `rope_parameters` and `dtype` only; a 4.x reader would silently fall back to a rotary base of
+    10000 and to float32.
+    """
+    path = folder / "config.json"
+    config = _read(path)
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    config["torch_dtype"] = config["dtype"]
+    generation = _read(folder / "generation_config.json")
+    for name in ("eos_token_id", "pad_token_id"):
+        if generation.get(name) is not None:
+            config[name] = generation[name]
+    _write(path, config)
+
+
+def to_pickle(folder: Path) -> None:
+    """Rewrites the weights as `pytorch_model*.bin`, one file at a time."""
+    import torch
+    from safetensors.torch import load_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        torch.save(load_file(file), folder / _pickle_name(file.name))
+        file.unlink()
+    index = folder / INDEX
+    if index.is_file():
+        content = _read(index)
+        content["weight_map"] = {key: _pickle_name(name) for key, name in content["weight_map"].items()}
+        _write(folder / "pytorch_model.bin.index.json", content)
+        index.unlink()
+
+
+def make_readable_by_others(folder: Path) -> None:
+    """Lets other users read the files: safetensors makes its own readable by the owner alone."""
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Returns the bytes of the weights."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+
+
+def _pickle_name(name: str) -> str:
+    return name.replace("model", "pytorch_model", 1).removesuffix(".safetensors") + ".bin"
+
+
+def _legal(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in LEGAL)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,145 @@
+"""How far two models' answers to the same rows are apart."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.losses import IGNORED
+
+ROWS_FILE = "parity_prompts.json"
+KEPT_PER_ROW = 64
+"""Positions per row whose logits are kept for the comparison: 16 rows of a 128k vocabulary take 0.5 GB."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says at the labelled positions of the rows.
+
+    Attributes:
+        loss: Σ nll / Σ tokens, in nats.
+        tokens: Labelled positions.
+        top: Most likely token at each of them.
+        logits: Logits at the first positions of every row, float32 `[positions, vocabulary]`.
+    """
+
+    loss: float
+    tokens: int
+    top: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a merged model differs from the adapter on its base.
+
+    Attributes:
+        parity_rows: Rows compared.
+        parity_tokens: Labelled tokens in them.
+        adapter_loss: Loss per labelled token of the adapter on its base in float32, in nats.
+        merged_loss: The same for the merged model, read from its files in their own precision.
+        loss_difference: Merged minus adapter.
+        agreement: Share of the labelled positions where both find the same token most likely.
+        max_logit_difference: Largest difference of a logit.
+    """
+
+    parity_rows: int
+    parity_tokens: int
+    adapter_loss: float
+    merged_loss: float
+    loss_difference: float
+    agreement: float
+    max_logit_difference: float
+
+
+def parity_rows(ft_result: str | Path) -> list[dict[str, list[int]]]:
+    """Reads the validation rows that the training left beside its adapter.
+
+    Args:
+        ft_result: Folder of the adapter.
+
+    Returns:
+        Rows with `input_ids` and `labels`.
+    """
+    path = Path(ft_result) / ROWS_FILE
+    rows: list[dict[str, list[int]]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    usable = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
+    if not usable:
+        raise UserError(
+            f"{ft_result} holds no {ROWS_FILE} with labelled rows, so the merged model could not be compared with the "
+            "adapter: give the ft_result of Fine-Tune LoRA"
+        )
+    return usable
+
+
+def answers(model: Any, rows: list[dict[str, list[int]]]) -> Answers:
+    """Runs the rows through a model, one by one, so that no padding changes anything.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        rows: `input_ids` and `labels`.
+
+    Returns:
+        Its loss, its most likely tokens and some of its logits.
+    """
+    device = next(model.parameters()).device
+    total, top, logits = 0.0, [], []
+    with torch.inference_mode():
+        for row in rows:
+            labels = torch.tensor(row["labels"][1:])
+            counted = labels != IGNORED
+            output = model(input_ids=torch.tensor([row["input_ids"]], device=device), use_cache=False).logits
+            here = output[0, :-1][counted.to(device)].float()
+            nll = torch.nn.functional.cross_entropy(here, labels[counted].to(device), reduction="none")
+            total += float(nll.double().sum())
+            top.append(here.argmax(-1).cpu())
+            logits.append(here[:KEPT_PER_ROW].cpu())
+    tokens = sum(len(part) for part in top)
+    return Answers(total / tokens, tokens, torch.cat(top), torch.cat(logits))
+
+
+def compare(adapter: Answers, merged: Answers, rows: int) -> Parity:
+    """Compares the answers to the same rows.
+
+    Args:
+        adapter: Of the adapter on its base.
+        merged: Of the merged model.
+        rows: Number of rows.
+
+    Returns:
+        The differences.
+    """
+    return Parity(
+        parity_rows=rows,
+        parity_tokens=adapter.tokens,
+        adapter_loss=adapter.loss,
+        merged_loss=merged.loss,
+        loss_difference=merged.loss - adapter.loss,
+        agreement=float((adapter.top == merged.top).double().mean()),
+        max_logit_difference=float((adapter.logits - merged.logits).abs().max()),
+    )
+
+
+def refuse_difference(parity: Parity, loss_tolerance: float, min_agreement: float) -> None:
+    """Refuses a merged model that isn't what was trained.
+
+    Args:
+        parity: The differences.
+        loss_tolerance: Largest difference of the loss, in nats per token.
+        min_agreement: Least share of positions with the same most likely token.
+
+    Raises:
+        UserError: With the figures, if one is out of bounds or not finite.
+    """
+    if abs(parity.loss_difference) <= loss_tolerance and parity.agreement >= min_agreement:
+        return
+    raise UserError(
+        f"the merged model isn't the one that was trained: on {parity.parity_rows} validation rows "
+        f"({parity.parity_tokens} tokens) the adapter has loss {parity.adapter_loss:.4f}, the merged model "
+        f"{parity.merged_loss:.4f} (at most {loss_tolerance:g} apart), and they agree on {parity.agreement:.1%} of the "
+        f"tokens (at least {min_agreement:.1%}); largest logit difference {parity.max_logit_difference:.3f}. A wider "
+        "dtype (float32) loses less in rounding; loss_tolerance and min_agreement are the bounds"
+    )

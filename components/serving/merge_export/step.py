@@ -1,0 +1,197 @@
+"""Merge & Export: merges the adapter, proves that nothing was lost, and ships the model with all it needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_finetune.components.serving.merge_export import layout, merge, parity, publish
+from llm_finetune.components.serving.merge_export.model_card import write_model_card
+from llm_finetune.components.serving.merge_export.settings import Settings
+from llm_finetune.components.shared.causal_lm import load_base
+from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.summary import gigabytes, write_summary
+
+SHARD_SIZE = "4GB"
+
+
+@dataclass(frozen=True)
+class MergeFacts:
+    """What was exported; the metadata of `merged_model`.
+
+    Attributes:
+        base_model: Name of the base model.
+        base_revision: Its commit.
+        save_format: `safetensors` or `pt`.
+        dtype: Precision of the stored weights.
+        size_bytes: Bytes of the weights.
+        merged_into: `original weights` or `weights dequantised from NF4`.
+        parity_rows: Rows compared.
+        parity_tokens: Labelled tokens in them.
+        adapter_loss: Loss per labelled token of the adapter on its base, in nats.
+        merged_loss: The same for the merged model as stored.
+        loss_difference: Merged minus adapter.
+        agreement: Share of tokens that both find most likely.
+        max_logit_difference: Largest difference of a logit.
+        pushed_to_hub: Whether it is on the Hub.
+        hub_repo: Its repository; empty if not pushed.
+        hub_commit: URL of the commit; empty if not pushed.
+        export_uri: Where it was copied to; empty if nowhere.
+        content_hash: Hash of the folder.
+    """
+
+    base_model: str
+    base_revision: str
+    save_format: str
+    dtype: str
+    size_bytes: int
+    merged_into: str
+    parity_rows: int
+    parity_tokens: int
+    adapter_loss: float
+    merged_loss: float
+    loss_difference: float
+    agreement: float
+    max_logit_difference: float
+    pushed_to_hub: bool
+    hub_repo: str
+    hub_commit: str
+    export_uri: str
+    content_hash: str
+
+
+def merge_export(
+    model_config: str | Path,
+    ft_result: str | Path,
+    merged_model: str | Path,
+    model_summary: str | Path,
+    settings: Settings,
+    base: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> MergeFacts:
+    """Writes a model folder that a server loads as it is.
+
+    Args:
+        model_config: Folder of the base model, or its reference.
+        ft_result: Folder of the adapter with tokenizer, generation config and rows to compare on.
+        merged_model: Folder to write.
+        model_summary: Markdown file to write.
+        settings: The card's settings.
+        base: Metadata of the base model, for the model card.
+        training: Metadata of the adapter, for the model card.
+        evaluation: Metadata of the evaluation, for the model card.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        UserError: If the inputs do not fit each other, the merged model answers differently from the adapter, or a
+            place to publish to refuses.
+    """
+    if settings.push_to_hub:
+        publish.check_hub()
+    if settings.export_uri:
+        publish.check_export(settings.export_uri)
+    base, training = base or {}, training or {}
+    load_in_4bit = merge.trained_in_4bit(ft_result)
+    rows = parity.parity_rows(ft_result)
+    dtype = merge.stored_dtype(model_config) if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    with whole_folder(merged_model) as folder:
+        before = _save_merged(model_config, Path(ft_result), folder, rows, load_in_4bit, dtype)
+        layout.add_tokenizer(Path(ft_result), folder)
+        layout.make_config_readable(folder)
+        merge.free_memory()
+        # Many CPUs only emulate 16-bit products, tens of times slower; the weights are the rounded ones either way.
+        after = parity.answers(load_base(folder, dtype if torch.cuda.is_available() else torch.float32), rows)
+        differences = parity.compare(before, after, len(rows))
+        parity.refuse_difference(differences, settings.loss_tolerance, settings.min_agreement)
+        if settings.save_format == "pt":
+            print("warning: save_format = pt writes pickle files, which can run code when they are loaded", flush=True)
+            layout.to_pickle(folder)
+        layout.add_licence(Path(model_config), folder)
+        if settings.keep_adapter:
+            name, revision = str(base.get("model_name", "")), str(base.get("revision", ""))
+            layout.add_adapter(Path(ft_result), folder, name, revision)
+        dtype_name = str(dtype).removeprefix("torch.")
+        write_model_card(
+            folder,
+            Path(model_config),
+            Path(ft_result),
+            base,
+            training,
+            evaluation or {},
+            load_in_4bit=load_in_4bit,
+            dtype=dtype_name,
+            save_format=settings.save_format,
+            parity=vars(differences),
+        )
+        layout.make_readable_by_others(folder)
+    commit = _publish(Path(merged_model), settings, base)
+    facts = MergeFacts(
+        base_model=str(base.get("model_name", "")),
+        base_revision=str(base.get("revision", "")),
+        save_format=settings.save_format,
+        dtype=dtype_name,
+        size_bytes=layout.weight_bytes(Path(merged_model)),
+        merged_into="weights dequantised from NF4" if load_in_4bit else "original weights",
+        **vars(differences),
+        pushed_to_hub=settings.push_to_hub,
+        hub_repo=settings.hub_repo if settings.push_to_hub else "",
+        hub_commit=commit,
+        export_uri=settings.export_uri,
+        content_hash=content_hash(merged_model),
+    )
+    _write_summary(model_summary, facts)
+    return facts
+
+
+def _save_merged(
+    model_config: str | Path,
+    ft_result: Path,
+    folder: Path,
+    rows: list[dict[str, list[int]]],
+    load_in_4bit: bool,
+    dtype: torch.dtype,
+) -> parity.Answers:
+    """Writes the merged weights and returns what the adapter on its base answers."""
+    with_adapter = merge.load_with_adapter(model_config, ft_result, load_in_4bit)
+    before = parity.answers(with_adapter, rows)
+    merged = merge.merge(with_adapter).to(dtype)
+    merged.config.name_or_path = ""
+    merged.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    return before
+
+
+def _publish(folder: Path, settings: Settings, base: Mapping[str, Any]) -> str:
+    if settings.export_uri:
+        publish.export(folder, settings.export_uri)
+    if not settings.push_to_hub:
+        return ""
+    return publish.push(folder, settings.hub_repo, settings.private, f"Fine-tuned {base.get('model_name', 'model')}")
+
+
+def _write_summary(path: str | Path, facts: MergeFacts) -> None:
+    shown = {
+        "base model": facts.base_model or "unknown",
+        "save_format": facts.save_format,
+        "dtype": facts.dtype,
+        "size": gigabytes(facts.size_bytes),
+        "merged into": facts.merged_into,
+        "adapter loss": f"{facts.adapter_loss:.4f}",
+        "merged loss": f"{facts.merged_loss:.4f}",
+        "same most likely token": f"{facts.agreement:.2%} of {facts.parity_tokens:,}",
+        "largest logit difference": f"{facts.max_logit_difference:.3f}",
+        "pushed_to_hub": facts.pushed_to_hub,
+        "hub_repo": facts.hub_repo or "none",
+        "exported to": facts.export_uri or "this run's artifact only",
+    }
+    notes = [
+        f"Losses in nats per completion token, on {facts.parity_rows} validation rows: the adapter on its base in "
+        f"float32, the merged model as read back from its files in {facts.dtype}."
+    ]
+    if facts.save_format == "pt":
+        notes.append("pt files are pickle: loading them can run code. Take safetensors wherever you can.")
+    write_summary(path, "Merged model", shown, notes)

@@ -1,0 +1,79 @@
+"""Connects to the Kubernetes API, and says readably what it refuses."""
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+
+import urllib3
+from kubernetes import client, config
+
+from llm_finetune.components.shared.errors import UserError
+
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class Refused(UserError):
+    """The API refused a request.
+
+    Attributes:
+        status: HTTP status.
+        conflicts: Field and owner of every conflict of a server-side apply.
+    """
+
+    def __init__(self, doing: str, error: client.ApiException) -> None:
+        """Reads the API's Status object."""
+        self.status, self.conflicts = int(error.status or 0), list[tuple[str, str]]()
+        told = str(error.reason)
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            body = json.loads(error.body)
+            told = str(body["message"])
+            for cause in (body.get("details") or {}).get("causes") or []:
+                if cause.get("reason") == "FieldManagerConflict":
+                    owner = cause["message"].split('"')[1] if '"' in cause["message"] else cause["message"]
+                    self.conflicts.append((cause.get("field", "?"), owner))
+        super().__init__(f"{doing} was refused ({self.status}): {told}")
+
+
+def connect(pause: float) -> tuple[client.ApiClient, str]:
+    """Connects with the pod's service account, or with the kubeconfig outside a cluster.
+
+    Args:
+        pause: Seconds before the second try of a request that the API could not take.
+
+    Returns:
+        The client, and the namespace that is its own.
+
+    Raises:
+        UserError: If there is neither a service account nor a kubeconfig.
+    """
+    settings = client.Configuration()
+    try:
+        config.load_incluster_config(settings)
+    except config.ConfigException:
+        try:
+            config.load_kube_config(client_configuration=settings)
+        except config.ConfigException as error:
+            raise UserError(
+                f"no Kubernetes cluster to deploy to: {error}. Run the card in a cluster, set KUBECONFIG, or use "
+                "target = local or manifest"
+            ) from None
+    # Every request of ours may be repeated: applies, reads and deletes come to the same when done twice.
+    settings.retries = urllib3.Retry(
+        total=12,
+        status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=None,
+        backoff_factor=pause,
+        backoff_max=16 * pause,
+        raise_on_status=False,
+    )
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return client.ApiClient(settings), _own_namespace()
+
+
+def _own_namespace() -> str:
+    if POD_NAMESPACE.is_file():
+        return POD_NAMESPACE.read_text(encoding="utf-8").strip()
+    with contextlib.suppress(config.ConfigException):
+        return str(config.list_kube_config_contexts()[1]["context"].get("namespace", "default"))
+    return "default"

@@ -1,0 +1,71 @@
+"""What the card gives: deployment_info (JSON) and deployment_page (Markdown)."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_finetune.components.serving.vllm_serve.smoke import Answer, Messages, chat_request
+from llm_finetune.components.shared.files import write_text
+
+STATES = {
+    "local": "Served on this machine.",
+    "kserve": "Served by KServe.",
+    "manifest": "Nothing is deployed; the manifests are for a GitOps repository.",
+}
+
+
+def example_curl(base_url: str, model: str, messages: Messages, max_tokens: int) -> str:
+    """Returns a chat request that works when pasted into a shell."""
+    body = json.dumps(chat_request(model, messages, max_tokens), ensure_ascii=False)
+    return (
+        f"curl {shlex.quote(base_url + '/chat/completions')} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )
+
+
+def answer_facts(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Returns the answers and the best first-token time among them (the first request also warms the server up)."""
+    fastest = min((answer.first_token_seconds for answer in answers), default=0.0)
+    return {"first_token_seconds": fastest, "answers": [answer.as_json() for answer in answers]}
+
+
+def write(info_path: str | Path, page_path: str | Path, info: Mapping[str, Any]) -> None:
+    """Writes both files.
+
+    Args:
+        info_path: The JSON file.
+        page_path: The Markdown file.
+        info: Facts of the deployment, plain JSON values.
+    """
+    write_text(info_path, json.dumps(info, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(page_path, page(info))
+
+
+def page(info: Mapping[str, Any]) -> str:
+    """Returns the Markdown page of a deployment."""
+    hidden = {"deployment_name", "example_curl", "answers", "target", "process_started", "manifests"}
+    facts = {key: value for key, value in info.items() if key not in hidden and value != ""}
+    lines = [f"# {info['deployment_name']}", "", STATES[info["target"]], ""]
+    lines += ["| | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items())]
+    if info.get("example_curl"):
+        lines += ["", "## Ask it", "", *_block(info["example_curl"], "bash")]
+    for number, answer in enumerate(info.get("answers", []), start=1):
+        times = f"first token {answer['first_token_seconds']} s, whole answer {answer['seconds']} s"
+        lines += ["", f"## Answer {number}", "", *_block(answer["prompt"]), "", *_block(answer["text"])]
+        lines += ["", f"{answer['tokens']} tokens, {times}, finish reason {answer['finish_reason']}"]
+    if info.get("manifests"):
+        lines += ["", "## Manifests", "", *_block(info["manifests"].rstrip("\n"), "yaml")]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "`" + str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"
+
+
+def _block(text: str, language: str = "text") -> list[str]:
+    """Returns text as a code block whose fence is longer than any inside it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text, fence]

@@ -1,0 +1,39 @@
+"""Deploys a model to the chosen target and proves that it answers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_finetune.components.serving.vllm_serve import targets
+from llm_finetune.components.serving.vllm_serve.settings import Settings
+
+__all__ = ["Settings", "vllm_serve"]
+
+
+def vllm_serve(
+    model_path: str | Path,
+    deployment_info_path: str | Path,
+    page_path: str | Path,
+    settings: Settings,
+    model_uri: str = "",
+    model_metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Deploys a model, asks it the golden prompts and writes what was found.
+
+    Args:
+        model_path: The merged model's folder.
+        deployment_info_path: JSON file to write; the log of a local server goes beside it.
+        page_path: Markdown page to write.
+        settings: The card's settings.
+        model_uri: Where a cluster finds the model; empty means the folder.
+        model_metadata: The model artifact's metadata.
+
+    Returns:
+        The content of the JSON file.
+
+    Raises:
+        UserError: If the model cannot be served, the target refuses it, or it does not answer.
+    """
+    model = targets.Served(Path(model_path), model_uri or str(model_path), dict(model_metadata or {}))
+    deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]
+    return deploy(model, Path(deployment_info_path), Path(page_path), settings)

@@ -1,0 +1,85 @@
+"""A run as the terminal shows it."""
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llm_finetune.components.shared.progress import clock
+from llm_finetune.pipelines.local.events import Event
+from llm_finetune.pipelines.local.state import CardRun, RunState
+
+MARKS = {
+    "waiting": ("·", "dim"),
+    "running": ("▶", "cyan"),
+    "done": ("✓", "green"),
+    "cached": ("=", "green"),
+    "failed": ("✗", "red"),
+}
+
+
+class Display:
+    """Shows a line per card: live in a terminal, else one line when a card ends and a few while it runs."""
+
+    def __init__(self, console: Console, state: RunState) -> None:
+        """Names the terminal and the run."""
+        self.console, self.state = console, state
+        self.live = (
+            Live(get_renderable=self._table, console=console, refresh_per_second=4) if console.is_terminal else None
+        )
+        self.printed = 0.0
+
+    def __enter__(self) -> "Display":
+        """Begins to draw."""
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves the last state on the screen."""
+        if self.live:
+            self.live.stop()
+
+    def update(self, event: Event | None) -> None:
+        """Shows what changed, where nothing is redrawn by itself."""
+        if self.live:
+            return
+        if event and event.kind != "started":
+            self.console.print(self._line(self.state.cards[event.task]))
+        card = self.state.running
+        if card and card.progress and card.elapsed - self.printed >= 15:
+            self.printed = card.elapsed
+            self.console.print(self._line(card))
+        if event:
+            self.printed = 0.0
+
+    def _line(self, card: CardRun) -> Text:
+        mark, style = MARKS[card.state]
+        time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+        text = Text.assemble((f"{mark} ", style), f"{card.title:<18}", (f"{time:>8}", "bold"))
+        if card.state == "running" and card.progress:
+            text.append(
+                f"  {card.progress.label} {card.progress.done}/{card.progress.total} {card.progress.detail}", "dim"
+            )
+        return text
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for card in self.state.cards.values():
+            mark, style = MARKS[card.state]
+            time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+            bar: ProgressBar | str = ""
+            detail = ""
+            if card.state == "running" and card.progress:
+                bar = ProgressBar(total=card.progress.total, completed=card.progress.done, width=24)
+                detail = f"{card.progress.label} {card.progress.done}/{card.progress.total} {card.progress.detail}"
+            title = Text(card.title, "dim" if card.state == "waiting" else "")
+            table.add_row(
+                Text(mark, style),
+                title,
+                Text(time, justify="right"),
+                bar,
+                Text(detail, "dim", overflow="ellipsis", no_wrap=True),
+            )
+        return table

@@ -1,0 +1,227 @@
+"""Starts a run on this machine: its plan, its folder, its server at the end."""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from llm_finetune.components.serving.vllm_serve import local as server
+from llm_finetune.components.shared.card import PACKAGE_VERSION
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import content_hash
+from llm_finetune.pipelines.compile import compile_pipeline
+from llm_finetune.pipelines.local.report import closed_gate, show_results
+from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
+from llm_finetune.pipelines.local.state import error_of
+from llm_finetune.pipelines.recipe.files import RunPlan, check_names, read_recipe
+from llm_finetune.pipelines.recipe.step import check_recipe
+
+FAILED, GATE_CLOSED = 1, 3
+CARD_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # Threads that wait for each other spin for so many rounds before they sleep. OpenMP's default of some 300,000 makes
+    # training ten times slower as soon as anything else runs on the machine, and on an idle one gains a few percent.
+    "GOMP_SPINCOUNT": "1000",
+}
+DEMO_DATASET = Path(__file__).parents[1] / "demo" / "addresses.jsonl"
+
+
+def start_run(
+    console: Console,
+    dataset: str,
+    base_model: str,
+    recipe: Path | None,
+    assignments: list[str],
+    resume: bool,
+    keep: bool,
+    port: int,
+    workdir: Path,
+) -> int:
+    """Runs the pipeline and keeps its server up as long as wanted.
+
+    Args:
+        console: Where to print.
+        dataset: File, URL or Hub id; empty takes the demo's.
+        base_model: Folder or Hub id; empty takes the demo's.
+        recipe: Recipe file, or None.
+        assignments: Pipeline parameters as `name=value`.
+        resume: Whether unchanged cards are taken from the cache.
+        keep: Whether the server stays up until Ctrl-C.
+        port: Port of the server; -1 leaves it to the recipe.
+        workdir: Folder for everything that the run writes.
+
+    Returns:
+        The exit status: 0, 1 after a failed card, 3 when the gate stayed closed.
+
+    Raises:
+        UserError: If the plan is not possible.
+        KeyboardInterrupt: After Ctrl-C, when everything has been stopped.
+    """
+    workdir = workdir.absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    plan = make_plan(dataset, recipe, assignments, port)
+    plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
+    check_recipe(plan.parameters, plan.recipe)
+    _check_port(plan)
+    plan = _pinned(plan)
+    plan = _with_checkpoints(plan, workdir)
+    folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
+    folder.mkdir()
+    pipeline = compile_pipeline(folder / "pipeline.yaml")
+    console.print(f"run in {folder}", soft_wrap=True)
+    run = run_pipeline(
+        pipeline,
+        plan.arguments,
+        folder,
+        workdir / "cache" / _code_fingerprint(),
+        resume,
+        console,
+        {server.OWNER_VARIABLE: str(os.getpid()), **CARD_ENVIRONMENT},
+    )
+    return _finish(console, run, keep)
+
+
+def make_plan(dataset: str, recipe: Path | None, assignments: list[str], port: int) -> RunPlan:
+    """Puts a run's plan together: shipped defaults, then the recipe, then the command line.
+
+    Args:
+        dataset: File, URL or Hub id; empty takes the demo's dataset and recipe.
+        recipe: Recipe file, or None.
+        assignments: Pipeline parameters as `name=value`.
+        port: Port of the server; -1 leaves it to the recipe.
+
+    Returns:
+        The plan, without a base model.
+
+    Raises:
+        UserError: If a name or a value cannot be.
+    """
+    plan = read_recipe(Path("local"))
+    if not dataset:
+        plan = RunPlan({"jsonl_path": str(DEMO_DATASET)}).over(read_recipe(Path("demo")).over(plan))
+    if recipe:
+        plan = read_recipe(recipe).over(plan)
+    if dataset:
+        plan = RunPlan(_source(dataset)).over(plan)
+    given = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r} is not of the form name=value")
+        given[name] = yaml.safe_load(value) if name not in ("gpu_count", "template", "gate_rules") else value
+    check_names(given, "--set")
+    return RunPlan(given, {"vllm_serve": {"port": port}} if port >= 0 else {}).over(plan)
+
+
+def _source(dataset: str) -> dict[str, Any]:
+    if dataset.startswith(("http://", "https://")):
+        return {"source_type": "jsonl_url", "jsonl_url": dataset}
+    if Path(dataset).exists() or "://" in dataset:
+        path = dataset if "://" in dataset else str(Path(dataset).absolute())
+        return {"source_type": "jsonl_path", "jsonl_path": path}
+    if dataset.endswith((".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst")) or dataset.startswith((".", "/", "~")):
+        raise UserError(f"no dataset at {dataset} (from {Path.cwd()})")
+    return {"source_type": "huggingface", "hf_dataset": dataset}
+
+
+def _base_model(base_model: str, workdir: Path, console: Console) -> str:
+    if base_model:
+        path = Path(base_model)
+        if path.is_dir():
+            return str(path.absolute())
+        if base_model.startswith((".", "/", "~")):
+            raise UserError(f"no base model folder at {base_model} (from {Path.cwd()})")
+        return base_model
+    from llm_finetune.pipelines.demo.base_model import fetch_base_model
+
+    return str(fetch_base_model(workdir / "base-model" / "smollm2-135m-instruct", console.print))
+
+
+def _check_port(plan: RunPlan) -> None:
+    port = int(plan.recipe.get("vllm_serve", {}).get("port", 8001))
+    if plan.parameters.get("serve_target") != "local" or port == 0:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(f"port {port} is taken: stop what listens there, or give another with --port") from None
+
+
+def _pinned(plan: RunPlan) -> RunPlan:
+    """Adds the content hashes of local files, so that a changed file is read anew and not taken from the cache."""
+    pins: dict[str, dict[str, Any]] = {}
+    path = plan.parameters.get("jsonl_path", "")
+    if plan.parameters.get("source_type") == "jsonl_path" and Path(path).is_file():
+        with Path(path).open("rb") as stream:
+            pins["load_dataset"] = {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return plan.over(RunPlan({}, pins))
+
+
+def _with_checkpoints(plan: RunPlan, workdir: Path) -> RunPlan:
+    """Gives training a folder of its own per plan, so that a run that was stopped goes on where it was."""
+    name = hashlib.sha256(json.dumps(plan.arguments, sort_keys=True).encode()).hexdigest()[:16]
+    return plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_folder": str(workdir / "checkpoints" / name)}}))
+
+
+def _code_fingerprint() -> str:
+    """Returns what the cached results depend on besides their inputs: the package's version and its source."""
+    root = Path(__file__).parents[2]
+    sources = {folder: content_hash(root / folder, "**/*.py") for folder in ("components", "pipelines")}
+    return hashlib.sha256(json.dumps([PACKAGE_VERSION, sources]).encode()).hexdigest()[:16]
+
+
+def _finish(console: Console, run: LocalRun, keep: bool) -> int:
+    state = run.state
+    failed = state.failed
+    if not run.succeeded:
+        log = failed.log if failed else state.runner_log
+        name = failed.title if failed else "The run"
+        console.print(Text(f"{name} failed: {error_of(log)}", "red"), soft_wrap=True)
+        console.print(f"log: {log}", soft_wrap=True)
+        return FAILED
+    deployed = state.output("vllm-serve", "deployment_info")
+    if deployed is None:
+        show_results(console, run)
+        console.print(Text(closed_gate(state) or "Nothing was deployed.", "yellow"), soft_wrap=True)
+        return GATE_CLOSED
+    info = server.read_info(deployed)
+    is_local = info["target"] == "local"
+    try:
+        show_results(console, run)
+        _show_deployment(console, info)
+        if keep and is_local:
+            _wait(console, deployed)
+    finally:
+        if is_local:
+            server.stop(deployed)
+    return 0
+
+
+def _show_deployment(console: Console, info: dict[str, Any]) -> None:
+    by = str(info.get("server", info["target"]))
+    console.print(Text.assemble("Served by ", (by, "bold"), f" at {info['base_url']}"), soft_wrap=True)
+    for answer in info.get("answers", []):
+        console.print(Text(f"asked:    {answer['prompt']}"), soft_wrap=True)
+        console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)
+    console.print("\nTry it:")
+    console.print(Text(info["example_curl"]), soft_wrap=True)
+
+
+def _wait(console: Console, deployed: Path) -> None:
+    console.print("\nThe server runs until Ctrl-C.")
+    try:
+        while server.is_running(deployed):
+            time.sleep(1)
+        raise UserError(f"the server has ended by itself; its log is {server.read_info(deployed)['log']}")
+    except KeyboardInterrupt:
+        console.print("stopping the server")

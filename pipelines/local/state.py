@@ -1,0 +1,162 @@
+"""State of a local run: its cards, their times, logs and outputs."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from llm_finetune.components.shared.progress import ProgressLine, parse
+from llm_finetune.pipelines.local.events import Event, read_event
+
+State = Literal["waiting", "running", "done", "cached", "failed"]
+
+
+@dataclass
+class CardRun:
+    """One card of a run.
+
+    Attributes:
+        task: Name in the pipeline, such as `load-dataset`.
+        title: Name in the dashboard.
+        log: File that holds what the card prints.
+        state: Where it is.
+        seconds: Time that it took, once it has ended.
+        progress: Its latest progress line.
+        outputs: Folder or file of each output by name.
+    """
+
+    task: str
+    title: str
+    log: Path
+    state: State = "waiting"
+    started: float = 0.0
+    seconds: float = 0.0
+    progress: ProgressLine | None = None
+    outputs: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the card started, or those that it took."""
+        return time.monotonic() - self.started if self.state == "running" else self.seconds
+
+
+class RunState:
+    """Follows a run line by line."""
+
+    def __init__(self, pipeline: Path, folder: Path, cache_root: Path) -> None:
+        """Lists the pipeline's cards.
+
+        Args:
+            pipeline: Compiled YAML.
+            folder: Folder of the run; logs go to `logs/`, artifacts lie under `artifacts/`.
+            cache_root: Folder of KFP's cache entries.
+        """
+        self.folder, self.cache_root = folder, cache_root
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        titles = card_titles(pipeline)
+        self.cards = {
+            task: CardRun(task, title, folder / "logs" / f"{i:02}-{task}.log")
+            for i, (task, title) in enumerate(titles.items())
+        }
+        self.running: CardRun | None = None
+        self.runner_log = folder / "logs" / "runner.log"
+
+    @property
+    def failed(self) -> CardRun | None:
+        """The card that failed, if one did."""
+        return next((card for card in self.cards.values() if card.state == "failed"), None)
+
+    def read(self, line: str) -> Event | None:
+        """Takes in one line of the runner's output and files it in the log that it belongs to.
+
+        Returns:
+            What the line says about a card, if anything.
+        """
+        event = read_event(line)
+        if event and event.task in self.cards:
+            self._apply(event)
+            return event
+        log = self.running.log if self.running else self.runner_log
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(line.removeprefix("    ") if self.running else line)
+        if self.running and (progress := parse(line)):
+            self.running.progress = progress
+        return None
+
+    def _apply(self, event: Event) -> None:
+        card = self.cards[event.task]
+        if event.kind == "started":
+            card.state, card.started, self.running = "running", time.monotonic(), card
+            return
+        card.seconds = time.monotonic() - card.started if card.started else 0.0
+        self.running = None
+        if event.kind == "cached":
+            card.state = "cached"
+            card.outputs = self._cached_outputs(event.cache_key)
+        else:
+            card.state = "done" if event.kind == "succeeded" else "failed"
+            card.outputs = self._written_outputs(card.task)
+
+    def _cached_outputs(self, key: str) -> dict[str, Path]:
+        entry = next(self.cache_root.glob(f"{key}*.json"))
+        outputs = json.loads(entry.read_text())
+        return {name: Path(o["uri"]) for name, o in outputs.items() if isinstance(o, dict) and "uri" in o}
+
+    def _written_outputs(self, task: str) -> dict[str, Path]:
+        folder = next((self.folder / "artifacts").glob(f"*/{task}"), None)
+        return {path.name: path for path in folder.iterdir()} if folder else {}
+
+    def output(self, task: str, name: str) -> Path | None:
+        """Returns an output of a card that has ended, or None if it has none."""
+        card = self.cards.get(task)
+        path = card.outputs.get(name) if card else None
+        return path if path and path.exists() else None
+
+
+def card_titles(pipeline: Path) -> dict[str, str]:
+    """Returns the cards of a compiled pipeline in the order in which they run.
+
+    Args:
+        pipeline: Compiled YAML.
+
+    Returns:
+        Titles by task name; cards inside a condition included.
+    """
+    spec: dict[str, Any] = next(yaml.safe_load_all(pipeline.read_text()))
+    titles: dict[str, str] = {}
+
+    def visit(tasks: dict[str, Any]) -> None:
+        pending = dict(tasks)
+        while pending:
+            ready = next(
+                name for name, task in pending.items() if not set(task.get("dependentTasks", [])) & pending.keys()
+            )
+            task = pending.pop(ready)
+            component = spec["components"][task["componentRef"]["name"]]
+            if "dag" in component:
+                visit(component["dag"]["tasks"])
+            else:
+                titles[ready] = task["taskInfo"]["name"]
+
+    visit(spec["root"]["dag"]["tasks"])
+    return titles
+
+
+def error_of(log: Path) -> str:
+    """Returns the error that a card's log ends with, without its traceback.
+
+    Args:
+        log: The card's log.
+
+    Returns:
+        What follows the last `error:`, or the last line of a traceback, or the last line.
+    """
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    lines = [line for line in lines if line]
+    if not lines:
+        return "it ended without a word (killed? out of memory?)"
+    marks = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[marks[-1] :]).removeprefix("error: ") if marks else lines[-1]

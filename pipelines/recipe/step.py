@@ -1,0 +1,101 @@
+"""Check Recipe: refuses an impossible run before anything is downloaded or any GPU is asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
+from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
+from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
+from llm_finetune.components.data.train_val_split.settings import Settings as TrainValSplit
+from llm_finetune.components.evaluation.evaluate.settings import Settings as Evaluate
+from llm_finetune.components.evaluation.quality_gate.settings import Settings as QualityGate
+from llm_finetune.components.model.apply_lora.settings import Settings as ApplyLora
+from llm_finetune.components.model.load_model.settings import Settings as LoadModel
+from llm_finetune.components.serving.merge_export.settings import Settings as MergeExport
+from llm_finetune.components.serving.vllm_serve.settings import Settings as VllmServe
+from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.settings import CardSettings, checked
+from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
+from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
+from llm_finetune.pipelines.recipe.wiring import CARDS, FIELD_CARDS, PARAMETERS, SHARED_SETTINGS, settings_of
+
+SETTINGS: dict[str, type[CardSettings]] = {
+    "load_dataset": LoadDataset,
+    "filter_clean": FilterClean,
+    "train_val_split": TrainValSplit,
+    "format_sft": FormatSft,
+    "tokenize": Tokenize,
+    "load_model": LoadModel,
+    "apply_lora": ApplyLora,
+    "finetune_lora": FinetuneLora,
+    "evaluate": Evaluate,
+    "quality_gate": QualityGate,
+    "merge_export": MergeExport,
+    "vllm_serve": VllmServe,
+}
+
+
+class Fields(BaseModel):
+    """Names of the dataset's fields, the same for every card that reads them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instruction_key: str = "instruction"
+    input_key: str = "input"
+    output_key: str = "output"
+    chat_key: str = ""
+
+
+def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Checks every card's settings, those of the pipeline's parameters and those of the recipe, together.
+
+    Args:
+        parameters: Pipeline parameters by name; text is taken for numbers and booleans too, as KFP passes it.
+        recipe: A section per card, and `fields` for the names of the dataset's fields.
+
+    Returns:
+        Per card, the settings that the recipe gives it; the pipeline's parameters are not among them.
+
+    Raises:
+        UserError: If a section, a setting or a value is unknown or impossible, or a section holds what is a pipeline
+            parameter.
+    """
+    known = (*CARDS, "fields")
+    for section, content in recipe.items():
+        if section not in known:
+            raise UserError(f"unknown section {section!r} in the recipe{nearest(section, known)} ({', '.join(known)})")
+        if not isinstance(content, Mapping):
+            raise UserError(f"recipe.{section} = {content!r}: a section is a mapping of settings to values")
+    sections = {card: dict(recipe.get(card, {})) for card in CARDS}
+    for card, section in sections.items():
+        _refuse_parameters(card, section)
+    fields = checked(Fields, recipe.get("fields", {}), "recipe.fields").model_dump()
+    for card in FIELD_CARDS:
+        _share(sections[card], card, fields if "fields" in recipe else {})
+    for (card, setting), others in SHARED_SETTINGS.items():
+        for other in others:
+            _share(sections[other], other, {setting: sections[card][setting]} if setting in sections[card] else {})
+    for card, section in sections.items():
+        values = {**settings_of(card, parameters), **section}
+        chosen = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
+        sections[card] = {name: chosen[name] for name in section}
+    return sections
+
+
+def _refuse_parameters(card: str, section: Mapping[str, Any]) -> None:
+    for parameter, places in PARAMETERS.items():
+        for name, setting in places:
+            if name == card and setting in section:
+                raise UserError(
+                    f"recipe.{card}.{setting} is set by the pipeline's parameter {parameter}: give it there instead"
+                )
+
+
+def _share(section: dict[str, Any], card: str, shared: Mapping[str, Any]) -> None:
+    for name, value in shared.items():
+        if name in SETTINGS[card].model_fields and section.setdefault(name, value) != value:
+            raise UserError(
+                f"recipe.{card}.{name} = {section[name]!r}, but {value!r} was given for all cards: give it once"
+            )
