@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 KEEP ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint compile bench clean
+.PHONY: help run test test-demo lint compile clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -17,7 +17,10 @@ run: compile ## the whole pipeline on this machine: data to a chat answer (KEEP=
 	@$(BIN)/llm-finetune run --resume $(if $(filter 0,$(KEEP)),--no-keep,--keep) $(ARGS)
 
 test: lint ## lint, types and all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-demo: $(READY) ## the demo with the real small model, held to its figures (some minutes)
+	@$(BIN)/python -m pytest -m demo $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

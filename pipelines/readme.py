@@ -26,10 +26,14 @@ def update(readme: Path, pipeline: Path) -> bool:
     after = before
     for name, part in (("pipeline", picture(spec)), ("parameters", parameter_table(spec))):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        after = re.sub(pattern, lambda match, part=part: f"{match[1]}{part}\n{match[2]}", after, flags=re.DOTALL)
+        after = re.sub(pattern, rf"\1{_literal(part)}\n\2", after, flags=re.DOTALL)
     if after != before:
         readme.write_text(after, encoding="utf-8")
     return after != before
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", r"\\")
 
 
 def picture(spec: dict[str, Any]) -> str:

@@ -9,12 +9,12 @@ from torch import nn
 IGNORED = -100
 
 
-def unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: Any) -> Any:
     """Returns the causal language model inside a PEFT model, its adapter layers in place; or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def has_plain_head(model: nn.Module) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Tells whether logits are the output embedding of the last hidden state and nothing more.
 
     Gemma caps its logits, Granite and Cohere scale them: there, only the model's own forward knows the loss.
@@ -24,7 +24,7 @@ def has_plain_head(model: nn.Module) -> bool:
     return not any(getattr(config, name, None) not in (None, 1, 1.0) for name in changed)
 
 
-def completion_nll(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def completion_nll(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns each row's summed negative log-likelihood of its labelled tokens.
 
     Only positions that carry a label are projected to the vocabulary, where the head is plain: prompts and padding cost

@@ -63,11 +63,11 @@ def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> di
             parameter.
     """
     known = (*CARDS, "fields")
-    for section, content in recipe.items():
-        if section not in known:
-            raise UserError(f"unknown section {section!r} in the recipe{nearest(section, known)} ({', '.join(known)})")
+    for name, content in recipe.items():
+        if name not in known:
+            raise UserError(f"unknown section {name!r} in the recipe{nearest(name, known)} ({', '.join(known)})")
         if not isinstance(content, Mapping):
-            raise UserError(f"recipe.{section} = {content!r}: a section is a mapping of settings to values")
+            raise UserError(f"recipe.{name} = {content!r}: a section is a mapping of settings to values")
     sections = {card: dict(recipe.get(card, {})) for card in CARDS}
     for card, section in sections.items():
         _refuse_parameters(card, section)

@@ -22,7 +22,7 @@ from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.progress import Progress
 
 RESAMPLES = 2000
-GENERATION_BATCH = 64
+GENERATION_BATCH = 32
 
 
 def evaluate(

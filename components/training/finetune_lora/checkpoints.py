@@ -71,7 +71,7 @@ def latest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
     Returns:
         The checkpoint, or None, and the newer ones that were torn and passed over.
     """
-    torn = []
+    torn: list[Path] = []
     for name in reversed(sort_checkpoints(str(folder)) if folder.exists() else []):
         checkpoint = Path(name)
         if _is_whole(checkpoint):

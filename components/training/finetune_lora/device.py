@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from llm_finetune.components.shared.device import cpu_multiplies_bfloat16
+from llm_finetune.components.training.finetune_lora.fused import fused_layers_obstacle
 from llm_finetune.components.training.finetune_lora.varlen import varlen_obstacle
 
 
@@ -22,6 +23,7 @@ class DevicePlan:
         padding_free: Whether a batch is one flattened row instead of padded ones.
         own_loss: Whether labelled positions alone are projected (`shared.losses`); otherwise TRL's fused head.
         group_by_length: Whether a batch holds rows of like length.
+        fused_layers: Whether norms, rotary embedding and SwiGLU are one kernel each.
         reasons: A line for the log per choice.
     """
 
@@ -32,6 +34,7 @@ class DevicePlan:
     padding_free: bool
     own_loss: bool
     group_by_length: bool
+    fused_layers: bool
     reasons: tuple[str, ...]
 
 
@@ -54,6 +57,7 @@ def _plan_cuda(config: PretrainedConfig, dtype: str) -> DevicePlan:
     bfloat16 = dtype != "float32" and torch.cuda.is_bf16_supported()
     obstacle = varlen_obstacle(config, bfloat16)
     attention = "sdpa" if obstacle else "varlen"
+    unfused = fused_layers_obstacle(config.model_type) if bfloat16 else "they are for bfloat16"
     return DevicePlan(
         device="cuda",
         base_dtype=torch.bfloat16 if bfloat16 else torch.float32,
@@ -62,10 +66,12 @@ def _plan_cuda(config: PretrainedConfig, dtype: str) -> DevicePlan:
         padding_free=True,
         own_loss=False,
         group_by_length=False,
+        fused_layers=not unfused,
         reasons=(
             f"{torch.cuda.get_device_name()}: {'bfloat16' if bfloat16 else 'float32'}",
             f"attention sdpa, because {obstacle}" if obstacle else "attention of variable length (torch varlen_attn)",
             "rows flattened without padding; loss on a fused head",
+            f"layers not fused, because {unfused}" if unfused else "fused norms, rotary embedding and SwiGLU (Liger)",
         ),
     )
 
@@ -83,6 +89,7 @@ def _plan_cpu(packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
         padding_free=packed,
         own_loss=own_loss,
         group_by_length=not packed,
+        fused_layers=False,
         reasons=(
             f"CPU: {'bfloat16' if bfloat16 else 'float32'} products, because it "
             f"{'multiplies' if fast else 'does not multiply'} bfloat16 in hardware",

@@ -114,7 +114,7 @@ def finetune_lora(
     validation_losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     facts = TrainFacts(
         train_loss=_settled_loss(history),
-        val_loss=trainer.state.best_metric if settings.early_stopping_patience else validation_losses[-1],
+        val_loss=float(trainer.state.best_metric or 0.0) if settings.early_stopping_patience else validation_losses[-1],
         epochs=round(trainer.state.epoch or 0.0, 4),
         steps=trainer.state.global_step,
         tokens_per_second=round(trainer.tokens_seen / seconds, 1),

@@ -16,6 +16,7 @@ from llm_finetune.components.shared.losses import by_length, completion_nll, pad
 from llm_finetune.components.shared.progress import Progress
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
+from llm_finetune.components.training.finetune_lora.fused import fuse_adapters, fuse_layers, without_input_casts
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -39,6 +40,10 @@ class CompletionTrainer(SFTTrainer):
     over all rows; transformers' own validation loss averages batches.
     """
 
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+
     def __init__(self, *args: Any, plan: DevicePlan, eval_tokens: int, **kwargs: Any) -> None:
         """Builds the trainer.
 
@@ -49,6 +54,13 @@ class CompletionTrainer(SFTTrainer):
             **kwargs: SFTTrainer's.
         """
         super().__init__(*args, **kwargs)
+        if plan.autocast:
+            without_input_casts(self.model)
+        if plan.autocast and plan.device == "cuda":
+            fuse_adapters(self.model)
+        if plan.fused_layers:
+            fuse_layers(self.model)
+        self.args.logging_nan_inf_filter = False  # it waits for the GPU at every micro-batch, and hides a divergence
         self.plan, self.eval_tokens = plan, eval_tokens
         self.tokens_seen, self.tokens_logged = 0, 0
         self.logged_at = time.monotonic()
@@ -60,8 +72,12 @@ class CompletionTrainer(SFTTrainer):
         self.tokens_seen += int(
             inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
         )
-        if not self.plan.own_loss:
+        if not self.plan.own_loss and (return_outputs or self.aux_loss_enabled or self.accelerator.num_processes > 1):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.plan.own_loss:  # as TRL does, without its figures for the log, each of which waits for the GPU
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+            tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
+            return -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
         with self.accelerator.autocast():
             nll, tokens = completion_nll(self.model, inputs)
         return nll.sum() / (tokens.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -97,10 +113,10 @@ class CompletionTrainer(SFTTrainer):
         )
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / "partial")
+        return str(Path(str(self.args.output_dir)) / "partial")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         staging = Path(self._get_output_dir(trial))
         if self.is_world_process_zero():
             shutil.rmtree(staging, ignore_errors=True)

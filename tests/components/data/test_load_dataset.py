@@ -327,7 +327,7 @@ def on_hub(hub, folder: Path, cases: list[dict], token: str = "") -> list:
 
 def test_the_hub(tmp_path):
     sys.path.insert(0, str(Path(__file__).parent))
-    from fake_hub import TOKEN, FakeHub
+    from fake_datasets_hub import TOKEN, FakeHub
 
     hub = FakeHub()
     test_split = io.BytesIO()

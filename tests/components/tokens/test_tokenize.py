@@ -184,7 +184,7 @@ def test_nothing_left_is_an_error(tmp_path):
 
 
 def test_chat_without_a_chat_template_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="has no chat template. Use an instruct model, or an instruction template"):
+    with pytest.raises(UserError, match=r"has no chat template\. Use an instruct model, or an instruction template"):
         run(tmp_path, sft(tmp_path / "sft", chat=True), family_tokenizer(tmp_path / "t", "llama2"))
 
 

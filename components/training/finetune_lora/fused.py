@@ -1,0 +1,141 @@
+"""Fused layers: Liger's norms, rotary embedding and SwiGLU where it is installed, and the adapter's products."""
+
+import importlib.util
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from llm_finetune.components.shared.losses import unwrapped
+
+
+def fused_layers_obstacle(model_type: str) -> str:
+    """Says why the layers of a model cannot be fused here.
+
+    Args:
+        model_type: The configuration's `model_type`.
+
+    Returns:
+        The reason, or an empty string when they can.
+    """
+    if not torch.cuda.is_available():
+        return "they need a GPU"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return "" if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"liger-kernel has none for {model_type}"
+
+
+def fuse_layers(model: torch.nn.Module) -> None:
+    """Puts Liger's layers into a model, with or without an adapter; the loss stays the trainer's."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=unwrapped(model), cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def without_input_casts(model: torch.nn.Module) -> None:
+    """Spares the float32 copy of every adapter layer's input, which autocast would make bfloat16 again at once.
+
+    The products and their gradients stay the same bits; the copies cost memory and time.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "cast_input_dtype_enabled"):
+            layer: Any = module
+            layer.cast_input_dtype_enabled = False
+
+
+class LoraProduct(torch.autograd.Function):
+    """`x Wᵀ + scaling (x Aᵀ) Bᵀ` with W frozen: the adapter's share is added inside its matrix product.
+
+    PEFT's own forward writes the share, scales it and adds it, and the backward pass adds two gradients of the input:
+    six passes over memory for each layer that are spared here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        base: Any,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Returns the layer's output."""
+        flat = x.reshape(-1, x.shape[-1])
+        low = flat @ a.t()
+        out = torch.nn.functional.linear(flat, _weight(base), base.bias)
+        out.addmm_(low, b.t(), alpha=scaling)
+        ctx.save_for_backward(flat, a, b, low)
+        ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
+        return out.view(*x.shape[:-1], b.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Returns the gradients of the input and of the adapter."""
+        flat, a, b, low = ctx.saved_tensors
+        out = gradients[0].reshape(-1, b.shape[0])
+        down = (out @ b) * ctx.scaling
+        x = None
+        if ctx.needs_input_grad[0]:
+            x = (out @ _weight(ctx.base)).addmm_(down, a).view(ctx.shape)
+        return x, None, down.t() @ flat, (out.t() @ low) * ctx.scaling, None
+
+
+def _weight(base: Any) -> torch.Tensor:
+    """Returns a layer's weight; one in 4 bit is unpacked for the moment, in the backward pass again."""
+    if not hasattr(base.weight, "quant_state"):
+        weight: torch.Tensor = base.weight
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    unpacked: torch.Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    return unpacked.to(base.compute_dtype)
+
+
+def fuse_adapters(model: torch.nn.Module) -> int:
+    """Lets plain LoRA layers (no dropout, no DoRA) compute their products in one autograd function.
+
+    Args:
+        model: A PEFT model that trains under bfloat16 autocast.
+
+    Returns:
+        The number of layers that do.
+    """
+    fused = 0
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and _is_plain(module):
+            layer: Any = module
+            layer.forward = MethodType(_forward, module)
+            fused += 1
+    return fused
+
+
+def _is_plain(layer: Any) -> bool:
+    if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
+        return False
+    name, base = layer.active_adapters[0], layer.get_base_layer()
+    return (
+        type(layer).__name__ in ("Linear", "Linear4bit")
+        and _in_bfloat16(base)
+        and not base.weight.requires_grad
+        and name not in layer.lora_variant
+        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and layer.lora_B[name].bias is None
+    )
+
+
+def _in_bfloat16(base: Any) -> bool:
+    if type(base) is torch.nn.Linear:
+        return bool(base.weight.dtype == torch.bfloat16)
+    return type(base).__name__ == "Linear4bit" and base.compute_dtype == torch.bfloat16
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if x.dtype != torch.bfloat16 or layer.disable_adapters or layer.merged or args or kwargs:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    name, base = layer.active_adapters[0], layer.get_base_layer()
+    a, b = layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype)
+    return LoraProduct.apply(x, base, a, b, layer.scaling[name])
