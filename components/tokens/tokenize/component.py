@@ -56,10 +56,7 @@ def tokenize(
             preview.path,
             step.Settings.of(arguments),
             model_config.path if model_config else "",
+            str(model_config.metadata.get("model_name", "")) if model_config else "",
         )
-        if model_config:
-            known = {"tokenizer": "model_name", "tokenizer_revision": "revision"}
-            facts = {name: model_config.metadata.get(source, "") for name, source in known.items()}
-            train, val = train | facts, val | facts
         train_tokens.metadata.update(train | lineage({"train_sft": train_sft, "model_config": model_config}))
         val_tokens.metadata.update(val | lineage({"val_sft": val_sft, "model_config": model_config}))

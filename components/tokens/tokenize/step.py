@@ -84,6 +84,7 @@ def tokenize(
     preview: str | Path,
     settings: Settings,
     model: str = "",
+    model_label: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tokenises both splits.
 
@@ -104,6 +105,7 @@ def tokenize(
         preview: HTML page to write.
         settings: The card's settings.
         model: Folder to take the tokenizer from; empty takes `settings.model_name`.
+        model_label: Name of that folder's model for people.
 
     Returns:
         Metadata of the train and of the validation tokens.
@@ -125,7 +127,7 @@ def tokenize(
         preview,
         Path(__file__).parent / "preview.html.jinja",
         title="Tokenize",
-        model=name,
+        model=model_label or name,
         settings=settings,
         facts=facts,
         samples={
@@ -134,7 +136,7 @@ def tokenize(
         },
     )
     common = {
-        "tokenizer": name,
+        "tokenizer": model_label or name,
         "max_length": settings.max_length,
         "overlength": settings.overlength,
         "chat_template_sha": content_hash(Path(train_tokens) / "tokenizer", "*.jinja"),
