@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from llm_finetune.components.serving.vllm_serve.local import OWNER_VARIABLE
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.local.display import Display
 from llm_finetune.pipelines.local.state import RunState
@@ -90,7 +91,7 @@ def run_pipeline(
     started = time.monotonic()
     with (
         _worker(job, environment or {}) as worker,
-        _memory_watch(worker.pid) as memory,
+        _memory_watch() as memory,
         Display(console, state) as display,
     ):
         assert worker.stdout is not None
@@ -117,7 +118,7 @@ def _worker(job: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen
         errors="replace",
         bufsize=1,
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", OWNER_VARIABLE: str(os.getpid()), **environment},
     )
     try:
         yield worker
@@ -161,13 +162,13 @@ class _Memory:
 
 
 @contextlib.contextmanager
-def _memory_watch(pid: int, every_seconds: float = 2.0) -> Iterator[_Memory]:
-    """Measures the memory of this process, the worker and all below it while the block runs."""
+def _memory_watch(every_seconds: float = 2.0) -> Iterator[_Memory]:
+    """Measures the memory of this process and of all that the run started while the block runs."""
     memory, done = _Memory(), threading.Event()
 
     def watch() -> None:
         while not done.wait(every_seconds):
-            memory.peak_bytes = max(memory.peak_bytes, _proportional_memory([os.getpid(), pid]))
+            memory.peak_bytes = max(memory.peak_bytes, _memory_of_run())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -178,16 +179,15 @@ def _memory_watch(pid: int, every_seconds: float = 2.0) -> Iterator[_Memory]:
         watcher.join()
 
 
-def _proportional_memory(roots: list[int]) -> int:
-    """Returns the proportional set size of processes and their descendants in bytes (Linux; else resident size)."""
-    total, seen = 0, set()
-    for root in roots:
+def _memory_of_run() -> int:
+    """Returns the proportional set size of the run's processes in bytes (Linux; elsewhere their resident size).
+
+    Every process of a run carries its owner's number, the model server too, which is nobody's child.
+    """
+    own, total = os.getpid(), 0
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
-                if process.pid in seen:
-                    continue
-                seen.add(process.pid)
-                with contextlib.suppress(psutil.Error):
-                    memory = process.memory_full_info()
-                    total += getattr(memory, "pss", memory.rss)
+            if process.pid == own or process.environ().get(OWNER_VARIABLE) == str(own):
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
     return total

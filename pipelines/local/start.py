@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import socket
 import time
 from pathlib import Path
@@ -84,7 +83,7 @@ def start_run(
         workdir / "cache" / _code_fingerprint(),
         resume,
         console,
-        {server.OWNER_VARIABLE: str(os.getpid()), **CARD_ENVIRONMENT},
+        CARD_ENVIRONMENT,
     )
     return _finish(console, run, keep)
 

@@ -87,21 +87,29 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert processes_of(place / "runs") == []
 
 
-def test_a_second_run_takes_everything_from_the_cache_but_the_decision_and_the_deployment(whole, place):
-    again = run(
-        "--dataset",
-        "rows.jsonl",
-        "--base-model",
-        "model",
-        "--recipe",
-        place / "my.yaml",
-        "--resume",
-        "--no-keep",
-        cwd=place,
-    )
-    assert again.returncode == 0, again.stdout
-    assert len(re.findall(r"^= .+cached$", again.stdout, re.MULTILINE)) == 11
-    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", again.stdout, re.MULTILINE) == ["Quality Gate", "vLLM Serve"]
+def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until_ctrl_c(whole, place):
+    again = subprocess.Popen(
+        [COMMAND, "run", "--dataset", "rows.jsonl", "--base-model", "model", "--recipe", place / "my.yaml", "--resume"],
+        cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "COLUMNS": "160", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert again.stdout
+    lines = []
+    for line in again.stdout:
+        lines.append(line)
+        if line.startswith("The server runs until Ctrl-C"):
+            break
+    output = "".join(lines)
+    assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 11, output
+    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == ["Quality Gate", "vLLM Serve"]
+    curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)[0].strip()
+    answer = json.loads(subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True).stdout)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    again.send_signal(signal.SIGINT)
+    rest, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, rest
+    assert rest.strip().endswith("stopping the server")
+    assert processes_of(place / "runs") == []
 
 
 def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):

@@ -53,6 +53,8 @@ class CompletionTrainer(SFTTrainer):
             eval_tokens: Most tokens in a validation batch, padding included.
             **kwargs: SFTTrainer's.
         """
+        if plan.device == "cuda":  # batches are copied while the GPU still computes
+            kwargs["args"].accelerator_config.non_blocking = True
         super().__init__(*args, **kwargs)
         if plan.autocast:
             without_input_casts(self.model)

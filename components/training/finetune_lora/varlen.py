@@ -61,7 +61,7 @@ def register_varlen() -> None:
     ) -> tuple[torch.Tensor, None]:
         """Attends causally inside each document; query, key and value are `[1, heads, tokens, dimensions]`."""
         bounds, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
-        if bounds is None or query.shape[0] != 1:
+        if bounds is None or longest is None or query.shape[0] != 1:
             raise ValueError("varlen attention needs one flattened row with cu_seq_lens_q and max_length_q")
         if dropout:
             raise ValueError("varlen attention has no dropout")
@@ -75,7 +75,7 @@ def register_varlen() -> None:
             options["is_causal"] = True
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         bounds = bounds.to(query.device)
-        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, **options)
+        out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, **options)
         return out.unsqueeze(0), None
 
     AttentionInterface.register(NAME, attend)

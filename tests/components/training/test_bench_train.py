@@ -1,0 +1,28 @@
+"""The GPU benchmark's code path, on a tiny model and whatever device there is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "train_gpu.py"
+
+
+def test_the_benchmark_measures_every_way_on_the_same_documents():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--shape", "tiny", "--steps", "2"],
+        capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ok"] and not found["failed"]
+    assert list(found["ways"]) == ["simple", "trl", "ours"]
+    assert found["ratios"]["ours"] == 1.0
+    assert found["ways"]["simple"]["samples_per_step"] == 16
+    assert found["ways"]["ours"]["steps"] == 2
+    losses = [way["loss"] for way in found["ways"].values()]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert losses[0] == pytest.approx(6.0, abs=0.1)  # a random model knows one of 400 tokens
