@@ -68,9 +68,37 @@ def run(
     raise typer.Exit(ended)
 
 
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="Folder of a merged model.")],
+    name: Annotated[str, typer.Option(help="Model name that clients ask for.")] = "llm-finetune-v1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8001,
+    max_model_len: Annotated[int, typer.Option(help="Longest context; 0 is the model's own.")] = 0,
+    keep: Annotated[bool, typer.Option(help="Stay until Ctrl-C; else the server goes on, for `stop` to end.")] = True,
+    workdir: Annotated[Path, typer.Option(help="Folder for the server's log and facts.")] = Path("runs"),
+) -> None:
+    """Serve a merged model on this machine, as the pipeline's last card does."""
+    from llm_finetune.pipelines.local.serving import serve_model
+
+    serve_model(console, model, name, port, max_model_len, keep, workdir)
+
+
+@app.command()
+def stop(
+    workdir: Annotated[Path, typer.Option(help="Folder that was given to serve.")] = Path("runs"),
+) -> None:
+    """Stop the servers that `serve --no-keep` has started."""
+    from llm_finetune.pipelines.local.serving import stop_servers
+
+    stopped = stop_servers(workdir)
+    console.print(f"{stopped} server{'' if stopped == 1 else 's'} stopped")
+
+
 def main() -> None:
     """Runs the command; a mistake of the user's ends with one message and without a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that nothing is left running
+    # Both end a run in order, so that nothing is left running; a shell's background job starts with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         app()
     except UserError as error:

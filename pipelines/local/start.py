@@ -18,6 +18,7 @@ from llm_finetune.components.shared.files import content_hash
 from llm_finetune.pipelines.compile import compile_pipeline
 from llm_finetune.pipelines.local.report import closed_gate, show_results
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
+from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.recipe.files import RunPlan, check_names, read_recipe
 from llm_finetune.pipelines.recipe.step import check_recipe
@@ -197,30 +198,10 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
     is_local = info["target"] == "local"
     try:
         show_results(console, run)
-        _show_deployment(console, info)
+        show_deployment(console, info)
         if keep and is_local:
-            _wait(console, deployed)
+            wait_for_ctrl_c(console, deployed)
     finally:
         if is_local:
             server.stop(deployed)
     return 0
-
-
-def _show_deployment(console: Console, info: dict[str, Any]) -> None:
-    by = str(info.get("server", info["target"]))
-    console.print(Text.assemble("Served by ", (by, "bold"), f" at {info['base_url']}"), soft_wrap=True)
-    for answer in info.get("answers", []):
-        console.print(Text(f"asked:    {answer['prompt']}"), soft_wrap=True)
-        console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)
-    console.print("\nTry it:")
-    console.print(Text(info["example_curl"]), soft_wrap=True)
-
-
-def _wait(console: Console, deployed: Path) -> None:
-    console.print("\nThe server runs until Ctrl-C.")
-    try:
-        while server.is_running(deployed):
-            time.sleep(1)
-        raise UserError(f"the server has ended by itself; its log is {server.read_info(deployed)['log']}")
-    except KeyboardInterrupt:
-        console.print("stopping the server")

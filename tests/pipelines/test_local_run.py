@@ -112,6 +112,27 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until
     assert processes_of(place / "runs") == []
 
 
+def test_a_merged_model_is_served_again_and_stopped_by_hand(whole, place):
+    merged = next((place / "runs").glob("20*/artifacts/*/merge-export/merged_model"))
+    served = subprocess.run([COMMAND, "serve", merged, "--name", "again", "--port", "0", "--no-keep", "--workdir", "by-hand"],
+                            cwd=place, capture_output=True, text=True, timeout=200)  # fmt: skip
+    assert served.returncode == 0, served.stderr
+    port = re.search(r" at http://127\.0\.0\.1:(\d+)/v1", served.stdout)[1]
+    listed = subprocess.run(
+        ["curl", "-s", f"http://127.0.0.1:{port}/v1/models"], capture_output=True, text=True, check=True
+    )
+    assert '"again"' in listed.stdout
+    stopped = subprocess.run(
+        [COMMAND, "stop", "--workdir", "by-hand"], cwd=place, capture_output=True, text=True, check=True
+    )
+    assert stopped.stdout.strip() == "1 server stopped"
+    assert processes_of(merged) == []
+    again = subprocess.run(
+        [COMMAND, "stop", "--workdir", "by-hand"], cwd=place, capture_output=True, text=True, check=True
+    )
+    assert again.stdout.strip() == "0 servers stopped"
+
+
 def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     closed = run("--dataset", "rows.jsonl", "--base-model", "model", "--recipe", recipe(place / "closed.yaml", "tuned_loss < 0"),
                  "--resume", cwd=place)  # fmt: skip
