@@ -1,69 +1,111 @@
-"""What every task asks of the cluster, set when the pipeline is compiled."""
+"""What every card asks of the cluster, written into the compiled pipeline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
 
-HF_TOKEN_SECRET = "hf-token"
+from llm_finetune.pipelines.options import ClusterOptions, Kind
+
+MODEL_CACHE, CHECKPOINTS = "/mnt/model-cache", "/mnt/checkpoints"
+NETWORK_RETRIES, SPOT_RETRIES = 2, 5
+OBJECT_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
 
 
 @dataclass(frozen=True)
-class Size:
-    """Requests of a task.
+class Cluster:
+    """Gives tasks their place on a cluster.
 
     Attributes:
-        cpu: Processors requested.
-        memory: Memory requested, and its limit.
+        options: What was chosen for the cluster when the pipeline is compiled.
     """
 
-    cpu: str
-    memory: str
+    options: ClusterOptions
 
+    def place(
+        self, task: dsl.PipelineTask, title: str, kind: Kind, cached: bool = True, retries: int = 0
+    ) -> dsl.PipelineTask:
+        """Names a task and bounds what it may use.
 
-SMALL, DATA, MODEL, TRAIN = Size("250m", "512Mi"), Size("2", "4Gi"), Size("2", "8Gi"), Size("8", "48Gi")
+        Args:
+            task: The task.
+            title: Its name in the dashboard.
+            kind: Its size.
+            cached: Whether an earlier result for the same inputs may be taken.
+            retries: How often it is tried again, with growing pauses; only for what can pass by itself.
 
+        Returns:
+            The task.
+        """
+        size = self.options.size(kind)
+        task.set_display_name(title).set_caching_options(cached)
+        task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu_limit)
+        task.set_memory_request(size.memory).set_memory_limit(size.memory)
+        # KFP has no setting for ephemeral-storage requests; a bounded volume keeps a card from filling its node.
+        kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp", size_limit=size.scratch)
+        kubernetes.set_timeout(task, size.hours * 3600)
+        kubernetes.set_image_pull_policy(task, self.options.image_pull_policy)
+        if self.options.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, list(self.options.image_pull_secrets))
+        if retries:
+            task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        return task
 
-def place(task: dsl.PipelineTask, title: str, size: Size, cached: bool = True, retries: int = 0) -> dsl.PipelineTask:
-    """Names a task and asks for processors and memory.
+    def on_gpu(
+        self, task: dsl.PipelineTask, title: str, gpu_type: Any, gpu_count: Any, chosen: Mapping[str, Any]
+    ) -> dsl.PipelineTask:
+        """Names a task and puts it on GPUs, with the shared memory that their processes exchange data through.
 
-    Args:
-        task: The task.
-        title: Its name in the dashboard.
-        size: What it requests.
-        cached: Whether an earlier result for the same inputs may be taken.
-        retries: How often it is tried again, with growing pauses; only for what can pass by itself.
+        Args:
+            task: The task.
+            title: Its name in the dashboard.
+            gpu_type: Resource name, such as nvidia.com/gpu; a pipeline parameter.
+            gpu_count: Number of GPUs as text: the backend takes a number for none; a pipeline parameter.
+            chosen: Outputs of Check Recipe: where to run and which volume holds the base model.
 
-    Returns:
-        The task.
-    """
-    task.set_display_name(title).set_caching_options(cached)
-    task.set_cpu_request(size.cpu).set_memory_request(size.memory).set_memory_limit(size.memory)
-    if retries:
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
-    return task
+        Returns:
+            The task.
+        """
+        # A node that is taken away is nobody's fault; training then goes on from its last checkpoint.
+        self.place(task, title, "train", retries=SPOT_RETRIES if self.options.spot else 0)
+        task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+        # The compiler does not declare accelerator parameters as inputs; inside a condition they would not resolve.
+        task.register_pipeline_channels([value for value in (gpu_type, gpu_count) if not isinstance(value, str)])
+        kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory")
+        kubernetes.add_node_selector_json(task, chosen["node_selector"])
+        kubernetes.add_toleration_json(task, chosen["tolerations"])
+        return self.with_model_cache(task, chosen)
 
+    def with_model_cache(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Mounts the volume of base models, where there is one."""
+        if self.options.model_cache:
+            kubernetes.mount_pvc(task, chosen["model_cache_claim"], MODEL_CACHE)
+        return task
 
-def on_gpu(task: dsl.PipelineTask, gpu_type: Any, gpu_count: Any) -> dsl.PipelineTask:
-    """Asks for GPUs and the shared memory that their processes exchange data through.
+    def with_checkpoints(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Mounts the volume of checkpoints, where there is one."""
+        if self.options.checkpoints:
+            kubernetes.mount_pvc(task, chosen["checkpoint_claim"], CHECKPOINTS)
+        return task
 
-    Args:
-        task: The task.
-        gpu_type: Resource name, such as nvidia.com/gpu; a pipeline parameter.
-        gpu_count: Number of GPUs as text: the backend takes a number for none; a pipeline parameter.
+    def with_secrets(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Gives a task the Hugging Face token and the keys of an object store, where the namespace has such secrets."""
+        kubernetes.use_secret_as_env(task, chosen["hub_token_secret"], {"token": "HF_TOKEN"}, optional=True)
+        keys = {name: name for name in OBJECT_STORE_KEYS}
+        kubernetes.use_secret_as_env(task, chosen["object_store_secret"], keys, optional=True)
+        return task
 
-    Returns:
-        The task.
-    """
-    task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
-    # The compiler does not declare accelerator parameters as inputs; inside a condition they would not resolve.
-    channels = [value for value in (gpu_type, gpu_count) if not isinstance(value, str)]
-    task.register_pipeline_channels(channels)
-    kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory")
-    return task
+    def online(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Lets a task reach the Hugging Face Hub; the images are offline by default."""
+        return task.set_env_variable("HF_HUB_OFFLINE", "0") if self.options.load_online else task
 
+    @property
+    def model_store(self) -> dict[str, str]:
+        """Settings of Load Base Model that follow from the volume of base models."""
+        return {"store": "reference", "cache_dir": f"{MODEL_CACHE}/hub"} if self.options.model_cache else {}
 
-def with_hub_token(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Gives a task the Hugging Face token of the namespace's secret, where there is one."""
-    kubernetes.use_secret_as_env(task, HF_TOKEN_SECRET, {"token": "HF_TOKEN"}, optional=True)
-    return task
+    @property
+    def checkpoint_root(self) -> str:
+        """Folder for the checkpoints of all trainings; empty without a volume for them."""
+        return CHECKPOINTS if self.options.checkpoints else ""

@@ -73,9 +73,14 @@ def test_slow_start_tells_what_it_waits_for(world: World, capsys: pytest.Capture
         None,
     ]
 
+    def looks() -> int:
+        return sum("/pods?" in path for _, path in world.api.requests)
+
     def script() -> None:
         for stage in stages:
-            time.sleep(0.25)
+            enough, patience = looks() + 4, time.monotonic() + 20
+            while looks() < enough and time.monotonic() < patience:
+                time.sleep(0.05)
             fate.pod = stage
 
     threading.Thread(target=script).start()
