@@ -1,21 +1,146 @@
 """Merges an adapter into the weights that it was trained against."""
 
-import contextlib
 import gc
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from transformers import AutoConfig
 
+from llm_finetune.components.serving.merge_export import streaming
+from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers
+from llm_finetune.components.serving.merge_export.weights import StoredWeights
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.errors import UserError
 
+SHARD_SIZE = 4 * 10**9
 BYTES_MERGING = 5
-"""Bytes per parameter while merging: float32 weights and room for one layer's product and the logits."""
+"""Bytes per parameter while merging in memory: float32 weights and room for one layer's product and the logits."""
+
+
+class Merger(Protocol):
+    """One way to merge."""
+
+    def adapter_answers(self, rows: Rows, original: bool = False) -> Answers:
+        """Returns what the adapter on its base answers.
+
+        Args:
+            rows: Rows to answer.
+            original: Whether to take the base's original weights, whatever the adapter was trained against.
+        """
+
+    def write(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes the merged weights and their config.json; comes last."""
+
+    def merged_answers(self, folder: Path, rows: Rows, dtype: torch.dtype) -> Answers:
+        """Returns what the merged model answers, read back from its files and run in `dtype`."""
+
+
+def merger(model_config: str | Path, ft_result: str | Path, load_in_4bit: bool) -> Merger:
+    """Chooses how to merge: from the files, a layer at a time, wherever the architecture can.
+
+    An adapter that was trained in 4 bit has learnt to mend what the quantisation changed, so its base is quantised the
+    same way and put back. Added to the original weights, the same adapter is measurably worse; added in place to 4-bit
+    weights, useless.
+
+    Args:
+        model_config: Folder of the base model, or its reference.
+        ft_result: Folder of the adapter.
+        load_in_4bit: Whether it was trained against NF4 weights.
+
+    Raises:
+        UserError: If adapter and base do not fit each other.
+    """
+    folder = resolve(model_config)[0]
+    if not (Path(ft_result) / "adapter_config.json").is_file():
+        raise UserError(f"{ft_result} holds no adapter_config.json: give the ft_result of Fine-Tune LoRA")
+    base = streaming.empty_model(folder, torch.float32)
+    _check_vocabulary(base, Path(ft_result))
+    reason = streaming.obstacle(base, StoredWeights(folder), ft_result)
+    if reason:
+        print(f"merging with the whole model in memory: {reason}", flush=True)
+        return InMemory(model_config, ft_result, load_in_4bit)
+    return FromFiles(folder, ft_result, load_in_4bit)
+
+
+class FromFiles:
+    """Merges and runs the model from its files: memory for one file and one layer, whatever the model."""
+
+    def __init__(self, base: str | Path, ft_result: str | Path, load_in_4bit: bool) -> None:
+        """Takes the folders of the base's weights and of the adapter."""
+        self.base, self.ft_result = base, ft_result
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.original = StoredWeights(base)
+        empty = streaming.empty_model(base, torch.float32)
+        quantised = streaming.quantised_names(empty) if load_in_4bit else None
+        self.trained_on = StoredWeights(base, quantised, self.device)
+
+    def adapter_answers(self, rows: Rows, original: bool = False) -> Answers:
+        """Returns what the adapter answers on the weights it was trained on, or on the original ones."""
+        model = streaming.fed(self._with_adapter(), self.original if original else self.trained_on, self.device)
+        return answers(model, rows, self.device)
+
+    def write(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes the merged weights, one file after the other, none larger than the base's largest."""
+        streaming.write_merged(self._with_adapter(), self.trained_on, folder, dtype, SHARD_SIZE)
+        config = AutoConfig.from_pretrained(self.base, trust_remote_code=False)
+        config.dtype = dtype
+        config.save_pretrained(folder)
+
+    def merged_answers(self, folder: Path, rows: Rows, dtype: torch.dtype) -> Answers:
+        """Returns what the written model answers."""
+        model = streaming.fed(streaming.empty_model(folder, dtype), StoredWeights(folder), self.device)
+        return answers(model, rows, self.device)
+
+    def _with_adapter(self) -> Any:
+        return streaming.with_adapter(streaming.empty_model(self.base, torch.float32), self.ft_result)
+
+
+class InMemory:
+    """Merges a model that is loaded whole, for architectures whose files name their weights differently."""
+
+    def __init__(self, model_config: str | Path, ft_result: str | Path, load_in_4bit: bool) -> None:
+        """Takes the folders of the base model, or its reference, and of the adapter."""
+        self.model_config, self.ft_result, self.load_in_4bit = model_config, ft_result, load_in_4bit
+        self.device = choose_device(model_config)
+
+    def adapter_answers(self, rows: Rows, original: bool = False) -> Answers:
+        """Returns what the adapter answers on the weights it was trained on, or on the original ones."""
+        try:
+            return answers(self._with_adapter(self.load_in_4bit and not original), rows, self.device)
+        finally:
+            _free_memory()
+
+    def write(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes the merged weights."""
+        try:
+            merged = self._with_adapter(self.load_in_4bit).merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise UserError(f"the adapter can't be merged: {str(error).strip()}") from error
+        merged.to(dtype).save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        del merged
+        _free_memory()
+
+    def merged_answers(self, folder: Path, rows: Rows, dtype: torch.dtype) -> Answers:
+        """Returns what the written model answers."""
+        return answers(load_base(folder, dtype, device=self.device), rows, self.device)
+
+    def _with_adapter(self, in_4bit: bool) -> Any:
+        base = load_base(self.model_config, torch.bfloat16 if in_4bit else torch.float32, "sdpa", in_4bit, self.device)
+        if in_4bit:
+            base = base.dequantize().float()
+            if hasattr(base.config, "quantization_config"):
+                del base.config.quantization_config
+        base.config.name_or_path = ""
+        try:
+            return PeftModel.from_pretrained(base, str(self.ft_result)).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the adapter in {self.ft_result} does not fit the base model: {str(error).strip()}"
+            ) from error
 
 
 def trained_in_4bit(ft_result: str | Path) -> bool:
@@ -36,51 +161,8 @@ def stored_dtype(model_config: str | Path) -> torch.dtype:
     return getattr(torch, named) if isinstance(named, str) else named
 
 
-def load_with_adapter(model_config: str | Path, ft_result: str | Path, load_in_4bit: bool) -> Any:
-    """Loads the base in float32 with the adapter beside it.
-
-    An adapter that was trained in 4 bit has learnt to mend what the quantisation changed, so its base is quantised the
-    same way and put back into float32. Added to the original weights, the same adapter is measurably worse; added in
-    place to 4-bit weights, useless.
-
-    Args:
-        model_config: Folder of the base model, or its reference.
-        ft_result: Folder of the adapter.
-        load_in_4bit: Whether it was trained against NF4 weights.
-
-    Returns:
-        A PeftModel in evaluation mode.
-    """
-    device = choose_device(model_config)
-    base = load_base(model_config, torch.bfloat16 if load_in_4bit else torch.float32, "sdpa", load_in_4bit, device)
-    if load_in_4bit:
-        base = base.dequantize().float()
-        if hasattr(base.config, "quantization_config"):
-            del base.config.quantization_config
-    _check_vocabulary(base, Path(ft_result))
-    try:
-        return PeftModel.from_pretrained(base, str(ft_result)).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the adapter in {ft_result} does not fit the base model: {str(error).strip()}") from error
-
-
-def merge(model: Any) -> Any:
-    """Adds the adapter's product to the weights and takes the adapter off.
-
-    Raises:
-        UserError: If the adapter holds values that are not finite.
-    """
-    try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"the adapter can't be merged: {str(error).strip()}") from error
-    for parameter in merged.parameters():
-        parameter.requires_grad_(False)
-    return merged
-
-
 def choose_device(model_config: str | Path) -> str:
-    """Returns `cuda` if a GPU has room for the merge, else `cpu`."""
+    """Returns `cuda` if a GPU has room for a merge in memory, else `cpu`."""
     if not torch.cuda.is_available():
         return "cpu"
     stored = sum(file.stat().st_size for file in Path(resolve(model_config)[0]).glob("*.safetensors"))
@@ -89,10 +171,9 @@ def choose_device(model_config: str | Path) -> str:
     return "cuda" if parameters * BYTES_MERGING < free else "cpu"
 
 
-def free_memory() -> None:
-    """Gives the memory of dropped models back."""
+def _free_memory() -> None:
     gc.collect()
-    with contextlib.suppress(AssertionError):  # a CPU build of torch has no cache to empty
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

@@ -10,11 +10,10 @@ import torch
 from llm_finetune.components.serving.merge_export import layout, merge, parity, publish
 from llm_finetune.components.serving.merge_export.model_card import write_model_card
 from llm_finetune.components.serving.merge_export.settings import Settings
-from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.files import content_hash, whole_folder
 from llm_finetune.components.shared.summary import gigabytes, write_summary
 
-SHARD_SIZE = "4GB"
+ORIGINAL = "original weights"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class MergeFacts:
         adapter_loss: Loss per labelled token of the adapter on its base, in nats.
         merged_loss: The same for the merged model as stored.
         loss_difference: Merged minus adapter.
+        loss_on_original_weights: Loss of the adapter on the base's original weights: the other candidate of an adapter
+            trained in 4 bit, else `adapter_loss` again.
         agreement: Share of tokens that both find most likely.
         max_logit_difference: Largest difference of a logit.
         pushed_to_hub: Whether it is on the Hub.
@@ -53,6 +54,7 @@ class MergeFacts:
     adapter_loss: float
     merged_loss: float
     loss_difference: float
+    loss_on_original_weights: float
     agreement: float
     max_logit_difference: float
     pushed_to_hub: bool
@@ -99,13 +101,15 @@ def merge_export(
     load_in_4bit = merge.trained_in_4bit(ft_result)
     rows = parity.parity_rows(ft_result)
     dtype = merge.stored_dtype(model_config) if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    merger = merge.merger(model_config, ft_result, load_in_4bit)
+    before = merger.adapter_answers(rows)
+    on_original = merger.adapter_answers(rows, original=True) if load_in_4bit else before
     with whole_folder(merged_model) as folder:
-        before = _save_merged(model_config, Path(ft_result), folder, rows, load_in_4bit, dtype)
+        merger.write(folder, dtype)
         layout.add_tokenizer(Path(ft_result), folder)
         layout.make_config_readable(folder)
-        merge.free_memory()
         # Many CPUs only emulate 16-bit products, tens of times slower; the weights are the rounded ones either way.
-        after = parity.answers(load_base(folder, dtype if torch.cuda.is_available() else torch.float32), rows)
+        after = merger.merged_answers(folder, rows, dtype if torch.cuda.is_available() else torch.float32)
         differences = parity.compare(before, after, len(rows))
         parity.refuse_difference(differences, settings.loss_tolerance, settings.min_agreement)
         if settings.save_format == "pt":
@@ -136,8 +140,9 @@ def merge_export(
         save_format=settings.save_format,
         dtype=dtype_name,
         size_bytes=layout.weight_bytes(Path(merged_model)),
-        merged_into="weights dequantised from NF4" if load_in_4bit else "original weights",
+        merged_into="weights dequantised from NF4" if load_in_4bit else ORIGINAL,
         **vars(differences),
+        loss_on_original_weights=on_original.loss,
         pushed_to_hub=settings.push_to_hub,
         hub_repo=settings.hub_repo if settings.push_to_hub else "",
         hub_commit=commit,
@@ -146,23 +151,6 @@ def merge_export(
     )
     _write_summary(model_summary, facts)
     return facts
-
-
-def _save_merged(
-    model_config: str | Path,
-    ft_result: Path,
-    folder: Path,
-    rows: list[dict[str, list[int]]],
-    load_in_4bit: bool,
-    dtype: torch.dtype,
-) -> parity.Answers:
-    """Writes the merged weights and returns what the adapter on its base answers."""
-    with_adapter = merge.load_with_adapter(model_config, ft_result, load_in_4bit)
-    before = parity.answers(with_adapter, rows)
-    merged = merge.merge(with_adapter).to(dtype)
-    merged.config.name_or_path = ""
-    merged.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-    return before
 
 
 def _publish(folder: Path, settings: Settings, base: Mapping[str, Any]) -> str:
@@ -182,6 +170,11 @@ def _write_summary(path: str | Path, facts: MergeFacts) -> None:
         "merged into": facts.merged_into,
         "adapter loss": f"{facts.adapter_loss:.4f}",
         "merged loss": f"{facts.merged_loss:.4f}",
+        **(
+            {"on the original weights": f"{facts.loss_on_original_weights:.4f}"}
+            if facts.merged_into != ORIGINAL
+            else {}
+        ),
         "same most likely token": f"{facts.agreement:.2%} of {facts.parity_tokens:,}",
         "largest logit difference": f"{facts.max_logit_difference:.3f}",
         "pushed_to_hub": facts.pushed_to_hub,

@@ -37,6 +37,7 @@ class Settings(CardSettings):
     candidate_first: bool = False
     runtime: str = "llm-vllm"
     service_account: str = "llm-serving"
+    storage_uri: Annotated[str, Field(pattern=r"^((gs|s3|minio|oci|pvc|hf)://\S+)?$")] = ""
     storage_endpoint: str = ""
     storage_secret: str = ""
     deployment_mode: Literal["Standard", "Knative", "RawDeployment", "Serverless"] = "Standard"

@@ -34,6 +34,9 @@ def vllm_serve(
     Raises:
         UserError: If the model cannot be served, the target refuses it, or it does not answer.
     """
-    model = targets.Served(Path(model_path), model_uri or str(model_path), dict(model_metadata or {}))
+    metadata = dict(model_metadata or {})
+    if settings.storage_uri:
+        metadata.pop("store_session_info", None)  # it tells how to reach the artifact, not the copy
+    model = targets.Served(Path(model_path), settings.storage_uri or model_uri or str(model_path), metadata)
     deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]
     return deploy(model, Path(deployment_info_path), Path(page_path), settings)

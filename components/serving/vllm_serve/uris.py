@@ -48,7 +48,7 @@ def storage_of(uri: str, metadata: Mapping[str, Any] | None = None, endpoint: st
         raise UserError(
             f"merged_model lies at {uri!r}: KServe cannot load from {kind}, only from "
             f"{', '.join(f'{scheme}://' for scheme in SUPPORTED)}. Set the pipeline root, or Merge & Export's "
-            "`export_uri`, to an object store, or use target = local"
+            "`export_uri` and this card's `storage_uri`, to an object store, or use target = local"
         )
     path = parts.path.strip("/")
     if not parts.netloc or (parts.scheme in ("gs", "s3", "minio", "oci") and not path):

@@ -1,0 +1,226 @@
+"""Merges and runs a model that is never whole in memory: its weights come from their files, a layer at a time."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.hooks import attach_align_device_hook
+from huggingface_hub import split_state_dict_into_shards_factory
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from llm_finetune.components.serving.merge_export.weights import StoredWeights
+from llm_finetune.components.shared.base_model import INDEX
+from llm_finetune.components.shared.causal_lm import nf4_config
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.losses import unwrapped
+
+ADAPTER = "default"
+# Initial values that PEFT makes from the base weights while it loads; none of them is in memory then.
+FROM_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+
+
+def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
+    """Builds a model without weights, in evaluation mode.
+
+    Args:
+        folder: Folder with its config.json.
+        dtype: Precision that it computes in.
+
+    Returns:
+        The model; its parameters are on the meta device, its buffers in memory.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+    model.tie_weights()
+    return model.eval()
+
+
+def obstacle(base: Any, stored: StoredWeights, ft_result: str | Path) -> str:
+    """Returns why a model can't be merged from its files, or nothing if it can.
+
+    Args:
+        base: The model without weights.
+        stored: Its weights.
+        ft_result: Folder of the adapter.
+    """
+    weights = set(_tied(base)) | set(stored)
+    missing = next((name for name, _ in base.named_parameters() if name not in weights), "")
+    if missing:
+        return f"{type(base).__name__} keeps {missing} under another name in its files"
+    computed = set(dict(base.named_buffers())) & set(base.state_dict())
+    if computed:
+        return f"{type(base).__name__} stores {min(computed)}, which is not a parameter"
+    init = json.loads((Path(ft_result) / "adapter_config.json").read_text(encoding="utf-8")).get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(FROM_WEIGHTS):
+        return f"the adapter's initial values ({init}) are made from the base's weights"
+    return ""
+
+
+def quantised_names(base: Any) -> list[str]:
+    """Returns the weights that training in 4 bit quantises: those of every linear layer but the head."""
+    with init_empty_weights():
+        copy = type(base)(base.config)
+    skipped = get_keys_to_not_convert(copy)
+    replaced = replace_with_bnb_linear(copy, modules_to_not_convert=skipped, quantization_config=nf4_config())
+    return [f"{name}.weight" for name, module in replaced.named_modules() if type(module).__name__ == "Linear4bit"]
+
+
+def with_adapter(base: Any, ft_result: str | Path) -> Any:
+    """Puts an adapter, in memory and in float32, on a model without weights.
+
+    Raises:
+        UserError: If it does not fit.
+    """
+    try:
+        with _adapter_in_memory():
+            return PeftModel.from_pretrained(base, str(ft_result), low_cpu_mem_usage=True).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"the adapter in {ft_result} does not fit the base model: {str(error).strip()}") from error
+
+
+def fed(model: Any, stored: StoredWeights, device: str) -> Any:
+    """Lets a model without weights fetch each layer's when it runs, and forget them after.
+
+    Args:
+        model: From `empty_model` or `with_adapter`; fed for good.
+        stored: The weights.
+        device: Where it computes.
+
+    Returns:
+        The same model, ready to run.
+    """
+    layers = {type(module).__name__ for module in model.modules() if isinstance(module, LoraLayer)}
+    attach_align_device_hook(
+        unwrapped(model),
+        execution_device=torch.device(device),
+        offload=True,
+        weights_map=_Fed(unwrapped(model), stored),
+        preload_module_classes=sorted(layers),  # DoRA reads its base layer's weight without running that layer
+    )
+    return model
+
+
+def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.dtype, shard_size: int) -> None:
+    """Writes the merged weights, one file after the other.
+
+    Args:
+        model: From `with_adapter`, not fed.
+        stored: The base's weights.
+        folder: Where the files go.
+        dtype: Precision to store.
+        shard_size: Most bytes per file; where the base's own files are smaller, so are these.
+
+    Raises:
+        UserError: If the adapter holds values that are not finite.
+    """
+    sizes = {name: count * dtype.itemsize for name, count in stored.sizes().items()}
+    in_files: dict[str, int] = {}
+    for name, file in stored.files.items():
+        in_files[file] = in_files.get(file, 0) + sizes[name]
+    plan = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        get_storage_id=lambda _: None,
+        max_shard_size=min(shard_size, max(in_files.values())),
+    )
+    owners = _owners(unwrapped(model))
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {name: _merged(name, stored, owners).to(dtype).contiguous() for name in names}
+        broken = [name for name in names if name in owners and not tensors[name].isfinite().all()]
+        if broken:
+            raise UserError(f"the adapter can't be merged: with it {broken[0]} holds values that are not finite")
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _adapter_in_memory() -> Iterator[None]:
+    """Keeps PEFT from sending the adapter's weights after those of the base, to the meta device."""
+    name = "_move_adapter_to_device_of_base_layer"
+    move = getattr(BaseTunerLayer, name)
+    setattr(BaseTunerLayer, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(BaseTunerLayer, name, move)
+
+
+class _Fed(Mapping[str, torch.Tensor]):
+    """A model's parameters by name: the adapter's own from memory, the base's from their files."""
+
+    def __init__(self, model: Any, stored: StoredWeights) -> None:
+        """Takes the model without its base's weights, and those."""
+        self.stored, self.tied = stored, _tied(model)
+        parameters = model.named_parameters(remove_duplicate=False)
+        self.own = {name: parameter.data for name, parameter in parameters if not parameter.is_meta}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Returns a parameter."""
+        if name in self.own:
+            return self.own[name]
+        name = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        return self.stored[self.tied.get(name, name) if name not in self.stored else name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Returns the names."""
+        return iter([*self.own, *self.stored])
+
+    def __len__(self) -> int:
+        """Returns the number of parameters."""
+        return len(self.own) + len(self.stored)
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Returns the names of tied parameters, each with the name of the one that is stored."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or not model.config.get_text_config().tie_word_embeddings:
+        return {}
+    names = {id(module): name for name, module in model.named_modules()}
+    return {f"{names[id(head)]}.weight": f"{names[id(embedding)]}.weight"}
+
+
+def _owners(model: nn.Module) -> dict[str, Any]:
+    """Returns, by name of the stored weight, the layer or the trained copy that changes it."""
+    owners: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            owners[f"{path}.weight"] = module
+        elif isinstance(module, ModulesToSaveWrapper):
+            copy = module.modules_to_save[ADAPTER]
+            owners |= {f"{path}.{name}": copy for name, _ in copy.named_parameters()}
+    return owners
+
+
+def _merged(name: str, stored: StoredWeights, owners: Mapping[str, Any]) -> torch.Tensor:
+    owner = owners.get(name)
+    if owner is None:
+        return stored[name]
+    if not isinstance(owner, LoraLayer):
+        copy: torch.Tensor = owner.get_parameter(name.rpartition(".")[2]).data
+        return copy
+    layer = owner.get_base_layer()
+    empty = layer.weight
+    layer.weight = nn.Parameter(stored[name].float(), requires_grad=False)
+    try:
+        owner.merge()
+        merged: torch.Tensor = layer.weight.data
+        return merged
+    finally:
+        layer.weight = empty
+        owner.merged_adapters.clear()
