@@ -22,6 +22,8 @@ def merge_export(
     keep_adapter: bool = False,
     loss_tolerance: float = 0.05,
     min_agreement: float = 0.95,
+    registry_url: str = "",
+    registered_model: str = "",
     settings: dict = {},
     package_version: str = "",
     eval_report: Optional[dsl.Input[dsl.Metrics]] = None,
@@ -45,6 +47,9 @@ def merge_export(
         keep_adapter: Keep the adapter in a folder of its own beside the weights.
         loss_tolerance: Largest difference of the validation loss between adapter and merged model, in nats per token.
         min_agreement: Least share of validation tokens that both must find most likely.
+        registry_url: Kubeflow Model Registry to register the model in, such as
+            http://model-registry-service.kubeflow:8080; empty registers nowhere.
+        registered_model: Name to register it under; its version is the hash of its content.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
         eval_report: Figures of Evaluate, for the model card.
@@ -64,6 +69,7 @@ def merge_export(
             model_config.metadata,
             ft_result.metadata,
             eval_report.metadata if eval_report else None,
+            merged_model.uri,
         )
         where = facts.export_uri or facts.hub_commit or merged_model.uri
         merged_model.metadata.update(vars(facts) | {"where": where} | lineage(inputs))

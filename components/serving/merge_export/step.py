@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from llm_finetune.components.serving.merge_export import layout, merge, parity, publish
+from llm_finetune.components.serving.merge_export import layout, merge, parity
+from llm_finetune.components.serving.merge_export.destinations import Destinations
 from llm_finetune.components.serving.merge_export.model_card import write_model_card
 from llm_finetune.components.serving.merge_export.settings import Settings
 from llm_finetune.components.shared.files import content_hash, whole_folder
@@ -40,6 +41,7 @@ class MergeFacts:
         hub_repo: Its repository; empty if not pushed.
         hub_commit: URL of the commit; empty if not pushed.
         export_uri: Where it was copied to; empty if nowhere.
+        registered: `name/version` in the Model Registry; empty if not registered.
         content_hash: Hash of the folder.
     """
 
@@ -61,6 +63,7 @@ class MergeFacts:
     hub_repo: str
     hub_commit: str
     export_uri: str
+    registered: str
     content_hash: str
 
 
@@ -73,6 +76,7 @@ def merge_export(
     base: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    uri: str = "",
 ) -> MergeFacts:
     """Writes a model folder that a server loads as it is.
 
@@ -85,6 +89,7 @@ def merge_export(
         base: Metadata of the base model, for the model card.
         training: Metadata of the adapter, for the model card.
         evaluation: Metadata of the evaluation, for the model card.
+        uri: Where the folder to write will lie for others, for the Model Registry.
 
     Returns:
         What was exported.
@@ -93,10 +98,7 @@ def merge_export(
         UserError: If the inputs do not fit each other, the merged model answers differently from the adapter, or a
             place to publish to refuses.
     """
-    if settings.push_to_hub:
-        publish.check_hub()
-    if settings.export_uri:
-        publish.check_export(settings.export_uri)
+    destinations = Destinations.checked(settings, uri)
     base, training = base or {}, training or {}
     load_in_4bit = merge.trained_in_4bit(ft_result)
     rows = parity.parity_rows(ft_result)
@@ -117,8 +119,8 @@ def merge_export(
             layout.to_pickle(folder)
         layout.add_licence(Path(model_config), folder)
         if settings.keep_adapter:
-            name, revision = str(base.get("model_name", "")), str(base.get("revision", ""))
-            layout.add_adapter(Path(ft_result), folder, name, revision)
+            named = str(base.get("model_name", "")), str(base.get("revision", ""))
+            layout.add_adapter(Path(ft_result), folder, *named)
         dtype_name = str(dtype).removeprefix("torch.")
         write_model_card(
             folder,
@@ -133,9 +135,11 @@ def merge_export(
             parity=vars(differences),
         )
         layout.make_readable_by_others(folder)
-    commit = _publish(Path(merged_model), settings, base)
+    content, name = content_hash(merged_model), str(base.get("model_name", ""))
+    figures = {"base_model": name, **vars(differences), **_numbers(evaluation or {})}
+    sent = destinations.send(Path(merged_model), content, name, figures)
     facts = MergeFacts(
-        base_model=str(base.get("model_name", "")),
+        base_model=name,
         base_revision=str(base.get("revision", "")),
         save_format=settings.save_format,
         dtype=dtype_name,
@@ -143,22 +147,15 @@ def merge_export(
         merged_into="weights dequantised from NF4" if load_in_4bit else ORIGINAL,
         **vars(differences),
         loss_on_original_weights=on_original.loss,
-        pushed_to_hub=settings.push_to_hub,
-        hub_repo=settings.hub_repo if settings.push_to_hub else "",
-        hub_commit=commit,
-        export_uri=settings.export_uri,
-        content_hash=content_hash(merged_model),
+        **sent,
+        content_hash=content,
     )
     _write_summary(model_summary, facts)
     return facts
 
 
-def _publish(folder: Path, settings: Settings, base: Mapping[str, Any]) -> str:
-    if settings.export_uri:
-        publish.export(folder, settings.export_uri)
-    if not settings.push_to_hub:
-        return ""
-    return publish.push(folder, settings.hub_repo, settings.private, f"Fine-tuned {base.get('model_name', 'model')}")
+def _numbers(metadata: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metadata.items() if isinstance(value, int | float)}
 
 
 def _write_summary(path: str | Path, facts: MergeFacts) -> None:
@@ -180,6 +177,7 @@ def _write_summary(path: str | Path, facts: MergeFacts) -> None:
         "pushed_to_hub": facts.pushed_to_hub,
         "hub_repo": facts.hub_repo or "none",
         "exported to": facts.export_uri or "this run's artifact only",
+        "registered as": facts.registered or "not registered",
     }
     notes = [
         f"Losses in nats per completion token, on {facts.parity_rows} validation rows: the adapter on its base in "

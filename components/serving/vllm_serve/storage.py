@@ -2,7 +2,7 @@
 
 from llm_finetune.components.serving.vllm_serve.cluster import Cluster, Manifest
 from llm_finetune.components.serving.vllm_serve.manifests import Deployment
-from llm_finetune.components.serving.vllm_serve.uris import Storage
+from llm_finetune.components.shared.storage_uris import Storage
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ENDPOINT, HTTPS = "serving.kserve.io/s3-endpoint", "serving.kserve.io/s3-usehttps"

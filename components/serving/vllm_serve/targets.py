@@ -15,8 +15,8 @@ from llm_finetune.components.serving.vllm_serve import (
     model_folder,
     report,
     smoke,
-    uris,
 )
+from llm_finetune.components.shared import storage_uris
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 
@@ -145,7 +145,7 @@ def kserve(
     return info
 
 
-def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, uris.Storage]:
+def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, storage_uris.Storage]:
     """Returns what is to be deployed, and where the weights lie that the card made.
 
     Raises:
@@ -154,11 +154,11 @@ def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, ur
     if not settings.serve_adapter:
         if model.path.exists():
             model_folder.read(model.path)
-        store = uris.storage_of(model.uri, model.metadata, settings.storage_endpoint)
+        store = storage_uris.storage_of(model.uri, model.metadata, settings.storage_endpoint)
         return _deployment(model, store.uri, settings), store
     adapter = adapters.of(model.path, model.uri, settings.adapter_base)
-    store = uris.storage_of(adapter.uri, model.metadata, settings.storage_endpoint)
-    base = uris.storage_of(adapter.base, model.metadata, settings.storage_endpoint).uri
+    store = storage_uris.storage_of(adapter.uri, model.metadata, settings.storage_endpoint)
+    base = storage_uris.storage_of(adapter.base, model.metadata, settings.storage_endpoint).uri
     return replace(
         _deployment(model, base, settings),
         name=settings.service_name,

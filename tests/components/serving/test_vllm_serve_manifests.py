@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_finetune.components.serving.vllm_serve import manifests, uris
+from llm_finetune.components.serving.vllm_serve import manifests
+from llm_finetune.components.shared import storage_uris
 from llm_finetune.components.shared.errors import UserError
 
 DEPLOYMENT = manifests.Deployment(name="my-llm", storage_uri="s3://bucket/run/model/", namespace="team")
@@ -34,16 +35,16 @@ SESSION = {
     ],
 )
 def test_artifact_uris_become_storage_uris(uri: str, expected: str) -> None:
-    assert uris.storage_of(uri).uri == expected
+    assert storage_uris.storage_of(uri).uri == expected
 
 
 @pytest.mark.parametrize("session", [SESSION, json.dumps(SESSION)])
 def test_store_session_gives_endpoint_and_secret(session: Any) -> None:
-    storage = uris.storage_of("minio://mlpipeline/a/model", {"store_session_info": session})
-    assert storage == uris.Storage(
+    storage = storage_uris.storage_of("minio://mlpipeline/a/model", {"store_session_info": session})
+    assert storage == storage_uris.Storage(
         "s3://mlpipeline/a/model/", "seaweedfs.kubeflow:9000", "mlpipeline-minio-artifact", False
     )
-    assert uris.storage_of("minio://b/m", {"store_session_info": session}, "other:9000").endpoint == "other:9000"
+    assert storage_uris.storage_of("minio://b/m", {"store_session_info": session}, "other:9000").endpoint == "other:9000"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_store_session_gives_endpoint_and_secret(session: Any) -> None:
 )
 def test_other_uris_are_refused(uri: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        uris.storage_of(uri)
+        storage_uris.storage_of(uri)
 
 
 def test_revision_changes_with_what_is_served_alone() -> None:
