@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.serving.merge_export import publish, registry
+from llm_finetune.components.serving.merge_export.export import check_export, export
 from llm_finetune.components.serving.merge_export.settings import Settings
 from llm_finetune.components.shared.storage_uris import storage_of
 
@@ -37,7 +38,7 @@ class Destinations:
         if settings.push_to_hub:
             publish.check_hub()
         if settings.export_uri:
-            publish.check_export(settings.export_uri)
+            check_export(settings.export_uri)
         if not settings.registry_url:
             return cls(settings, uri)
         storage_of(settings.export_uri or uri)
@@ -57,7 +58,7 @@ class Destinations:
         """
         chosen, commit, registered = self.settings, "", ""
         if chosen.export_uri:
-            publish.export(folder, chosen.export_uri)
+            export(folder, chosen.export_uri)
         if chosen.push_to_hub:
             message = f"Fine-tuned {base_name or 'model'}"
             commit = publish.push(folder, chosen.hub_repo, chosen.private, message)

@@ -100,6 +100,20 @@ def test_manifest_target_gives_yaml_and_deploys_nothing(folder: Path, tmp_path: 
     assert again == facts
 
 
+def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    settings = step.Settings(target="manifest", storage_uri="s3://models/address")
+    # The artifact lies in a store of its own; how to reach that one says nothing about the copy.
+    session = {"Params": {"endpoint": "minio.kubeflow:9000", "secretName": "minio"}}
+    facts = step.vllm_serve(
+        folder, tmp_path / "a", tmp_path / "b", settings, "minio://runs/1", {"store_session_info": json.dumps(session)}
+    )
+    _, service = yaml.safe_load_all(facts["manifests"])
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://models/address/"
+    assert "minio" not in facts["manifests"]
+    with pytest.raises(ValueError, match="storage_uri"):
+        step.Settings(storage_uri="/mnt/models/address")
+
+
 def test_port_that_is_taken_is_named() -> None:
     import socket
 
