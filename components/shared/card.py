@@ -66,21 +66,28 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def lineage(inputs: Mapping[str, Any] | None = None, seed: int | None = None) -> dict[str, Any]:
+def lineage(
+    inputs: Mapping[str, Any] | None = None, seed: int | None = None, origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Returns the metadata that says what produced an artifact.
 
     Args:
         inputs: The card's input artifacts by name (anything with a `metadata` mapping); absent ones may be None.
         seed: The seed the card used, if any.
+        origin: What a card that loads from outside knows of it: names, revisions, licences.
 
     Returns:
-        `package_version`, `inputs` (name to content hash) and, where given, `seed`.
+        `package_version`, `inputs` (name to content hash), `origin` (that of all inputs and the given one) and, where
+        given, `seed`.
     """
     known = {name: artifact for name, artifact in (inputs or {}).items() if artifact is not None}
     produced_by: dict[str, Any] = {
         "package_version": PACKAGE_VERSION,
         "inputs": {name: artifact.metadata.get("content_hash", "") for name, artifact in known.items()},
+        "origin": dict(origin or {}),
     }
+    for artifact in known.values():
+        produced_by["origin"] |= artifact.metadata.get("origin") or {}
     if seed is not None:
         produced_by["seed"] = seed
     return produced_by

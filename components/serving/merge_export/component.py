@@ -24,6 +24,7 @@ def merge_export(
     min_agreement: float = 0.95,
     registry_url: str = "",
     registered_model: str = "",
+    plan: dict = {},
     settings: dict = {},
     package_version: str = "",
     eval_report: Optional[dsl.Input[dsl.Metrics]] = None,
@@ -50,6 +51,7 @@ def merge_export(
         registry_url: Kubeflow Model Registry to register the model in, such as
             http://model-registry-service.kubeflow:8080; empty registers nowhere.
         registered_model: Name to register it under; its version is the hash of its content.
+        plan: The pipeline's parameters and recipe that the run was started with, so that the model card can repeat it.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
         eval_report: Figures of Evaluate, for the model card.
@@ -70,6 +72,7 @@ def merge_export(
             ft_result.metadata,
             eval_report.metadata if eval_report else None,
             merged_model.uri,
+            plan,
         )
         where = facts.export_uri or facts.hub_commit or merged_model.uri
         merged_model.metadata.update(vars(facts) | {"where": where} | lineage(inputs))

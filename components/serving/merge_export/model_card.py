@@ -1,17 +1,24 @@
 """The model card that travels with the weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llm_finetune.components.shared.summary import cell
 
 TEMPLATE = "model_card.md.jinja"
-LINEAGE = ("package_version", "inputs", "seed", "content_hash", "adapter_content_hash")
+LINEAGE = ("package_version", "inputs", "origin", "seed", "content_hash", "adapter_content_hash")
+COMMIT = re.compile("[0-9a-f]{40}")
+# Licence names of the Hub.
+UNNAMED = ("unknown", "other")
+NONCOMMERCIAL = re.compile(r"(^|-)nc(-|$)|non-?commercial|research")
+OWN_TERMS = ("llama", "gemma", "openrail", "bigscience", "creativeml", "deepseek", "apple", "intel-research")
 
 
 def write_model_card(
@@ -21,6 +28,7 @@ def write_model_card(
     base: Mapping[str, Any],
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
+    plan: Mapping[str, Any],
     **values: Any,
 ) -> None:
     """Writes README.md.
@@ -32,21 +40,92 @@ def write_model_card(
         base: Metadata of the base model.
         training: Metadata of the adapter.
         evaluation: Metadata of the evaluation; may be empty.
+        plan: The pipeline's parameters and recipe that the run was started with; empty if unknown.
         **values: What else the template shows.
     """
     name = str(base.get("model_name") or "unknown")
+    licence, revision = str(base.get("licence") or "unknown"), str(base.get("revision", ""))
+    hub_id, figures = _hub_id(name, model_config), _figures(evaluation)
+    origin = {name: value for name, value in (training.get("origin") or {}).items() if value}
     text = _template().render(
+        front_matter=_front_matter(name.rpartition("/")[2], hub_id, licence, figures, origin),
         base_name=name.rpartition("/")[2],
-        hub_id=_hub_id(name, model_config),
-        licence=str(base.get("licence") or "unknown"),
-        revision=str(base.get("revision", "")),
+        hub_id=hub_id,
+        revision=revision,
         adapter=json.loads((ft_result / "adapter_config.json").read_text(encoding="utf-8")),
+        data={name.removeprefix("dataset_"): value for name, value in origin.items() if name.startswith("dataset_")},
         training=_figures(training),
-        evaluation=_figures(evaluation),
+        evaluation=figures,
         lineage=_lineage(training),
+        limits=_limits(licence, origin, evaluation),
+        plan=yaml.safe_dump(pinned(plan, revision, origin), sort_keys=False).rstrip() if plan else "",
         **values,
     )
+    ModelCard(text)  # refuses front matter that the Hub would not read
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def pinned(plan: Mapping[str, Any], base_revision: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a plan in which base model and dataset are those that were found, whatever their branches hold later.
+
+    Args:
+        plan: `parameters` and a section per card, as a recipe file holds them.
+        base_revision: Commit or content hash of the base model.
+        origin: Where data and base came from.
+
+    Returns:
+        The plan as a recipe.
+    """
+    recipe: dict[str, Any] = {name: dict(section) for name, section in plan.items() if section}
+    if base_revision:
+        recipe.setdefault("load_model", {})["revision"] = base_revision
+    from_hub = recipe.get("parameters", {}).get("source_type", "huggingface") == "huggingface"
+    if from_hub and COMMIT.fullmatch(str(origin.get("dataset_revision", ""))):
+        recipe.setdefault("load_dataset", {})["hf_revision"] = origin["dataset_revision"]
+    return recipe
+
+
+def _front_matter(name: str, hub_id: str, licence: str, figures: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    data = str(origin.get("dataset_source") or "validation rows")
+    measured = [
+        EvalResult("text-generation", data, data, name.removeprefix("tuned_"), value, metric_name=name)
+        for name, value in figures.items()
+        if name.startswith("tuned_") and isinstance(value, int | float)
+    ]
+    card = ModelCardData(
+        base_model=hub_id or None,
+        base_model_relation="finetune" if hub_id else None,
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["lora", "sft", "llm-finetune"],
+        model_name=f"{name}, fine-tuned",
+        eval_results=measured or None,
+    )
+    return str(card.to_yaml()).strip()
+
+
+def _limits(licence: str, origin: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader has to know before the model is used."""
+    notes = [
+        "It was trained and measured on the data above and may be wrong on anything else; figures without an interval "
+        "are of one run.",
+        "The adapter changes what the base model says, not what it knows: its faults and biases are still there.",
+    ]
+    if not evaluation:
+        notes.append("It was not evaluated.")
+    data_licence = str(origin.get("dataset_licence") or "unknown")
+    for of, named in (("base model", licence), ("data", data_licence)):
+        if named.lower() in UNNAMED:
+            notes.append(f"**The licence of the {of} isn't known**: find out whether you may use and serve the result.")
+        elif NONCOMMERCIAL.search(named.lower()):
+            notes.append(f"**The licence of the {of} ({cell(named)}) forbids commercial use**, of this model too.")
+        elif named.lower().startswith(OWN_TERMS):
+            notes.append(
+                f"**The licence of the {of} ({cell(named)}) has terms of its own** on use, naming and passing on; "
+                "they hold for this model too."
+            )
+    return notes
 
 
 def _hub_id(name: str, model_config: Path) -> str:

@@ -77,6 +77,7 @@ def merge_export(
     training: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     uri: str = "",
+    plan: Mapping[str, Any] | None = None,
 ) -> MergeFacts:
     """Writes a model folder that a server loads as it is.
 
@@ -90,6 +91,7 @@ def merge_export(
         training: Metadata of the adapter, for the model card.
         evaluation: Metadata of the evaluation, for the model card.
         uri: Where the folder to write will lie for others, for the Model Registry.
+        plan: The pipeline's parameters and recipe that the run was started with, for the model card.
 
     Returns:
         What was exported.
@@ -129,6 +131,7 @@ def merge_export(
             base,
             training,
             evaluation or {},
+            plan or {},
             load_in_4bit=load_in_4bit,
             dtype=dtype_name,
             save_format=settings.save_format,

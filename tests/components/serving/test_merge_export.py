@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from kfp import dsl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -26,6 +29,7 @@ TRAINING = {
     "epochs": 2.0,
     "content_hash": "sha256:a",
     "inputs": {"train_tokens": "sha256:t"},
+    "origin": {"dataset_source": "org/rows", "dataset_revision": "0" * 40, "dataset_rows": 1200},
     "seed": 7,
 }
 
@@ -161,8 +165,6 @@ def test_scaled_rotary_positions_under_their_old_name(tmp_path: Path) -> None:
 
 
 def test_the_model_card(base: Path, adapter: Path, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
     export(base, adapter, tmp_path)
     card = ModelCard.load(tmp_path / "merged" / "README.md")
     assert (card.data.base_model, card.data.license) == ("org/base", "apache-2.0")
@@ -180,9 +182,26 @@ def test_the_model_card(base: Path, adapter: Path, tmp_path: Path) -> None:
         assert line in card.content
 
 
-def test_the_model_card_of_a_base_in_a_folder(base: Path, adapter: Path, tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
+def test_the_model_card_repeats_the_run(base: Path, adapter: Path, tmp_path: Path) -> None:
+    plan = {"parameters": {"learning_rate": 1e-3, "template": "{instruction}\n\n{output}"}, "evaluate": {}}
+    facts = BASE | {"licence": "cc-by-nc-4.0"}
+    arguments = (base, adapter, tmp_path / "merged", tmp_path / "summary.md", step.Settings(), facts, TRAINING)
+    step.merge_export(*arguments, {"tuned_loss": 0.5}, plan=plan)
+    card = ModelCard.load(tmp_path / "merged" / "README.md")
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)\n```", card.content, re.DOTALL)[1])
+    assert recipe == {
+        "parameters": plan["parameters"],
+        "load_model": {"revision": "abc"},
+        "load_dataset": {"hf_revision": "0" * 40},
+    }
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("loss", 0.5, "org/rows")
+    assert "**The licence of the base model (cc-by-nc-4.0) forbids commercial use**" in card.content
+    assert "**The licence of the data isn't known**" in card.content
+    assert "| rows | 1,200 |" in card.content
 
+
+def test_the_model_card_of_a_base_in_a_folder(base: Path, adapter: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(base, tmp_path / "base")
     card = tmp_path / "merged" / "README.md"
     facts = {**BASE, "model_name": str(copied)}
