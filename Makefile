@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 KEEP ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-demo lint compile clean
+.PHONY: help run test test-demo test-manifests lint compile clean images images-lock test-images sbom audit
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -22,14 +22,35 @@ test: lint ## lint, types and all tests
 test-demo: $(READY) ## the demo with the real small model, held to its figures (some minutes)
 	@$(BIN)/python -m pytest -m demo $(ARGS)
 
+test-manifests: $(READY) ## every overlay with every component, against Kubernetes 1.28 to 1.37 (some minutes)
+	@$(BIN)/python -m pytest -n auto --dist loadfile tests/manifests -m "manifests or not manifests" $(ARGS)
+
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/types/llm_finetune
 	@ln -sfn $(CURDIR)/components $(CURDIR)/pipelines $(VENV)/types/llm_finetune/
 	@MYPYPATH=$(VENV)/types $(BIN)/mypy -p llm_finetune
 
-compile: $(READY) ## write pipelines/compiled/finetune.yaml
+compile: $(READY) ## write pipelines/compiled/finetune.yaml and manifests/kfp
 	@$(BIN)/llm-finetune compile
+	@$(BIN)/llm-finetune compile --format kubernetes
+
+images: $(READY) ## build the images [REGISTRY= TAG= TORCH=cpu BUILDER= BASE= PUSH=1 PIN=1] (docs/images.md)
+	@$(BIN)/python -m images.build $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG)) \
+		$(if $(TORCH),--torch $(TORCH)) $(if $(BUILDER),--builder $(BUILDER)) $(if $(BASE),--base $(BASE)) \
+		$(if $(filter 1,$(PUSH)),--push) $(if $(filter 1,$(PIN)),--pin) $(ARGS)
+
+images-lock: $(READY) ## write the images' locks anew from pyproject.toml
+	@$(BIN)/python -m images.build --locks
+
+test-images: $(READY) ## build the images and run every card inside its own (as root; docs/images.md)
+	@$(BIN)/python -m pytest -m images -s tests/images $(ARGS)
+
+sbom: $(READY) ## a bill of materials per image, in build/sbom
+	@$(BIN)/python -m images.inventory sbom
+
+audit: $(READY) ## what is known against the images' locked versions
+	@$(BIN)/python -m images.inventory audit $(ARGS)
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)

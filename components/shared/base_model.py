@@ -58,7 +58,13 @@ def resolve(model_config: str | Path) -> tuple[str, str]:
     if revision.startswith("sha256:"):
         verify_revision(name, files, revision)
         return name, revision
-    return str(fetch(name, revision, files, reference["cache_dir"])), revision
+    try:
+        return str(fetch(name, revision, files, reference["cache_dir"])), revision
+    except UserError as error:
+        raise UserError(
+            f"{error}. Load Base Model left the weights in {reference['cache_dir']}: mount the same volume here; if it "
+            "was emptied, run that card again without taking its earlier result"
+        ) from error
 
 
 def small_files(names: Iterable[str]) -> list[str]:

@@ -1,5 +1,8 @@
 """A run as the terminal shows it."""
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -8,7 +11,7 @@ from rich.text import Text
 
 from llm_finetune.components.shared.progress import clock
 from llm_finetune.pipelines.local.events import Event
-from llm_finetune.pipelines.local.state import CardRun, RunState
+from llm_finetune.pipelines.local.state import CardRun
 
 MARKS = {
     "waiting": ("·", "dim"),
@@ -19,10 +22,22 @@ MARKS = {
 }
 
 
+class Cards(Protocol):
+    """The cards of a run, here or on a cluster."""
+
+    @property
+    def cards(self) -> Mapping[str, CardRun]:
+        """All cards by task name."""
+
+    @property
+    def running(self) -> CardRun | None:
+        """The card that runs, if one does."""
+
+
 class Display:
     """Shows a line per card: live in a terminal, else one line when a card ends and a few while it runs."""
 
-    def __init__(self, console: Console, state: RunState) -> None:
+    def __init__(self, console: Console, state: Cards) -> None:
         """Names the terminal and the run."""
         self.console, self.state = console, state
         self.live = (

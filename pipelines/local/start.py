@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
@@ -20,8 +19,9 @@ from llm_finetune.pipelines.local.report import closed_gate, show_results
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
 from llm_finetune.pipelines.local.state import error_of
-from llm_finetune.pipelines.recipe.files import RunPlan, check_names, read_recipe
-from llm_finetune.pipelines.recipe.step import check_recipe
+from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_recipe
+from llm_finetune.pipelines.recipe.step import check_recipe, checkpoint_folder
 
 FAILED, GATE_CLOSED = 1, 3
 CARD_ENVIRONMENT = {
@@ -75,7 +75,8 @@ def start_run(
     plan = _with_checkpoints(plan, workdir)
     folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
     folder.mkdir()
-    pipeline = compile_pipeline(folder / "pipeline.yaml")
+    # The cards inherit this machine's environment, HF_HUB_OFFLINE included.
+    pipeline = compile_pipeline(folder / "pipeline.yaml", ClusterOptions(load_online=False))
     console.print(f"run in {folder}", soft_wrap=True)
     run = run_pipeline(
         pipeline,
@@ -111,13 +112,7 @@ def make_plan(dataset: str, recipe: Path | None, assignments: list[str], port: i
         plan = read_recipe(recipe).over(plan)
     if dataset:
         plan = RunPlan(_source(dataset)).over(plan)
-    given = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UserError(f"--set {assignment!r} is not of the form name=value")
-        given[name] = yaml.safe_load(value) if name not in ("gpu_count", "template", "gate_rules") else value
-    check_names(given, "--set")
+    given = read_assignments(assignments)
     return RunPlan(given, {"vllm_serve": {"port": port}} if port >= 0 else {}).over(plan)
 
 
@@ -169,8 +164,8 @@ def _pinned(plan: RunPlan) -> RunPlan:
 
 def _with_checkpoints(plan: RunPlan, workdir: Path) -> RunPlan:
     """Gives training a folder of its own per plan, so that a run that was stopped goes on where it was."""
-    name = hashlib.sha256(json.dumps(plan.arguments, sort_keys=True).encode()).hexdigest()[:16]
-    return plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_folder": str(workdir / "checkpoints" / name)}}))
+    folder = checkpoint_folder(str(workdir / "checkpoints"), plan.parameters, plan.recipe)
+    return plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_folder": folder}}))
 
 
 def _code_fingerprint() -> str:

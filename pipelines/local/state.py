@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from llm_finetune.components.shared.errors import told_error
 from llm_finetune.components.shared.progress import ProgressLine, parse
 from llm_finetune.pipelines.local.events import Event, read_event
 
@@ -125,7 +126,9 @@ def card_titles(pipeline: Path) -> dict[str, str]:
     Returns:
         Titles by task name; cards inside a condition included.
     """
-    spec: dict[str, Any] = next(yaml.safe_load_all(pipeline.read_text()))
+    # libyaml, where it is there, reads the file ten times as fast.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    spec: dict[str, Any] = next(yaml.load_all(pipeline.read_text(encoding="utf-8"), Loader=loader))
     titles: dict[str, str] = {}
 
     def visit(tasks: dict[str, Any]) -> None:
@@ -146,17 +149,5 @@ def card_titles(pipeline: Path) -> dict[str, str]:
 
 
 def error_of(log: Path) -> str:
-    """Returns the error that a card's log ends with, without its traceback.
-
-    Args:
-        log: The card's log.
-
-    Returns:
-        What follows the last `error:`, or the last line of a traceback, or the last line.
-    """
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    lines = [line for line in lines if line]
-    if not lines:
-        return "it ended without a word (killed? out of memory?)"
-    marks = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[marks[-1] :]).removeprefix("error: ") if marks else lines[-1]
+    """Returns the error that a card's log file ends with."""
+    return told_error(log.read_text(encoding="utf-8") if log.exists() else "")

@@ -9,6 +9,7 @@ from llm_finetune.components.shared.images import control_component
 def check_recipe(
     parameters: dict,
     recipe: dict = {},
+    checkpoint_root: str = "",
     package_version: str = "",
 ) -> NamedTuple(
     "Sections",
@@ -25,22 +26,36 @@ def check_recipe(
         ("quality_gate", dict),
         ("merge_export", dict),
         ("vllm_serve", dict),
+        ("node_selector", dict),
+        ("tolerations", list),
+        ("model_cache_claim", str),
+        ("checkpoint_claim", str),
+        ("hub_token_secret", str),
+        ("object_store_secret", str),
+        ("api_keys_secret", str),
+        ("evaluation_gpus", str),
+        ("plan", dict),
     ],
 ):
     """Checks all settings of all cards before anything is downloaded or any GPU is asked for.
 
     Args:
         parameters: The pipeline's parameters by name.
-        recipe: A section of settings per card, and fields for the names of the dataset's fields.
+        recipe: A section of settings per card, fields for the names of the dataset's fields, and cluster.
+        checkpoint_root: Volume for the checkpoints of all trainings; empty without one.
         package_version: Version that compiled the pipeline; the step refuses another one.
 
     Returns:
-        Each card's section of the recipe, checked.
+        Each card's section of the recipe, checked; the settings of its section cluster; GPUs for Evaluate; the
+        whole plan.
     """
     from llm_finetune.components.shared.card import card
     from llm_finetune.pipelines.recipe import step
     from llm_finetune.pipelines.recipe.wiring import CARDS
 
     with card(package_version):
-        sections = step.check_recipe(parameters, recipe)
-    return tuple(sections[name] for name in CARDS)
+        sections = step.check_recipe(parameters, recipe, checkpoint_root)
+        cluster = step.check_cluster(recipe)
+        evaluation_gpus = "0" if parameters.get("gpu_count") == "0" else "1"  # one is all that it uses
+        plan = step.plan_of(parameters, recipe)
+    return (*(sections[name] for name in CARDS), *cluster.outputs.values(), evaluation_gpus, plan)

@@ -1,11 +1,12 @@
 """Recipes as YAML files: parameters of the pipeline and sections of the cards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
@@ -68,22 +69,54 @@ def read_recipe(path: Path) -> RunPlan:
     for holder, values in (("parameters", parameters), *sections.items()):
         if not isinstance(values, Mapping):
             raise UserError(f"{holder} in {file} is {values!r}: a section is a mapping of names to values")
-    check_names(parameters, str(file))
-    return RunPlan(dict(parameters), {name: dict(section) for name, section in sections.items()})
+    return RunPlan(typed(parameters, str(file)), {name: dict(section) for name, section in sections.items()})
 
 
-def check_names(parameters: Mapping[str, Any], where: str) -> None:
-    """Refuses a parameter that the pipeline does not have.
+def read_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Reads pipeline parameters from the command line.
 
     Args:
-        parameters: Parameters by name.
-        where: Where they were given, for the message.
+        assignments: Parameters as `name=value`.
+
+    Returns:
+        Values by name, of the pipeline's types.
 
     Raises:
-        UserError: Naming the parameter and the nearest one.
+        UserError: If one is not of that form, unknown, or of another type.
     """
-    for name in parameters:
+    values = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r} is not of the form name=value")
+        values[name] = value
+    return typed(values, "--set")
+
+
+def typed(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Gives parameters the types that the pipeline declares; KFP refuses 1 for 1.0 and '1e-4', as YAML reads it.
+
+    Args:
+        parameters: Parameters by name: values, or text that stands for them.
+        where: Where they were given, for the message.
+
+    Returns:
+        Parameters by name.
+
+    Raises:
+        UserError: If the pipeline has no such parameter, naming the nearest one, or the value is of another type.
+    """
+    from llm_finetune.pipelines.finetune import finetune  # imports kfp, which takes a second
+
+    values = {}
+    for name, value in parameters.items():
         if name not in PARAMETERS:
             raise UserError(
                 f"{where}: the pipeline has no parameter {name!r}{nearest(name, PARAMETERS)} ({', '.join(PARAMETERS)})"
             )
+        kind = type(finetune.component_spec.inputs[name].default)
+        try:
+            values[name] = TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True)).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{where}: {name} = {value!r}: {error.errors()[0]['msg']}") from None
+    return values

@@ -1,9 +1,11 @@
 """Check Recipe: refuses an impossible run before anything is downloaded or any GPU is asked for."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
 from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
@@ -19,6 +21,7 @@ from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.settings import CardSettings, checked
 from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
 from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
+from llm_finetune.pipelines.recipe.cluster import ClusterSettings
 from llm_finetune.pipelines.recipe.wiring import CARDS, FIELD_CARDS, PARAMETERS, SHARED_SETTINGS, settings_of
 
 SETTINGS: dict[str, type[CardSettings]] = {
@@ -48,12 +51,15 @@ class Fields(BaseModel):
     chat_key: str = ""
 
 
-def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def check_recipe(
+    parameters: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint_root: str = ""
+) -> dict[str, dict[str, Any]]:
     """Checks every card's settings, those of the pipeline's parameters and those of the recipe, together.
 
     Args:
         parameters: Pipeline parameters by name; text is taken for numbers and booleans too, as KFP passes it.
-        recipe: A section per card, and `fields` for the names of the dataset's fields.
+        recipe: A section per card, `fields` for the names of the dataset's fields, and `cluster`.
+        checkpoint_root: Folder in which a training gets one of its own for its checkpoints; empty gives it none.
 
     Returns:
         Per card, the settings that the recipe gives it; the pipeline's parameters are not among them.
@@ -62,7 +68,7 @@ def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> di
         UserError: If a section, a setting or a value is unknown or impossible, or a section holds what is a pipeline
             parameter.
     """
-    known = (*CARDS, "fields")
+    known = (*CARDS, "fields", "cluster")
     for name, content in recipe.items():
         if name not in known:
             raise UserError(f"unknown section {name!r} in the recipe{nearest(name, known)} ({', '.join(known)})")
@@ -71,6 +77,11 @@ def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> di
     sections = {card: dict(recipe.get(card, {})) for card in CARDS}
     for card, section in sections.items():
         _refuse_parameters(card, section)
+    if node_selector := check_cluster(recipe).node_selector:
+        sections["vllm_serve"].setdefault("node_selector", node_selector)
+    if checkpoint_root:
+        folder = checkpoint_folder(checkpoint_root, parameters, recipe)
+        sections["finetune_lora"].setdefault("checkpoint_folder", folder)
     fields = checked(Fields, recipe.get("fields", {}), "recipe.fields").model_dump()
     for card in FIELD_CARDS:
         _share(sections[card], card, fields if "fields" in recipe else {})
@@ -82,6 +93,54 @@ def check_recipe(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> di
         chosen = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
         sections[card] = {name: chosen[name] for name in section}
     return sections
+
+
+def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
+    """Checks the recipe's section `cluster`.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Its settings.
+
+    Raises:
+        UserError: If a setting is unknown or impossible.
+    """
+    return checked(ClusterSettings, recipe.get("cluster", {}), "recipe.cluster")
+
+
+def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run was started with, as a recipe file holds it.
+
+    Args:
+        parameters: Pipeline parameters by name, as KFP passes them: text for numbers and booleans.
+        recipe: The recipe.
+
+    Returns:
+        `parameters`, of their own types again, and the recipe's sections.
+    """
+    typed = {}
+    for name, value in parameters.items():
+        card, setting = PARAMETERS[name][0]
+        kind: Any = SETTINGS[card].model_fields[setting].annotation
+        typed[name] = TypeAdapter(kind).validate_python(value)
+    return {"parameters": typed, **recipe}
+
+
+def checkpoint_folder(root: str, parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Returns a folder of its own for each plan, so that a run that was stopped goes on where it was.
+
+    Args:
+        root: Folder for the checkpoints of all trainings.
+        parameters: Pipeline parameters by name.
+        recipe: The recipe.
+
+    Returns:
+        The folder.
+    """
+    plan = json.dumps({"parameters": dict(parameters), "recipe": dict(recipe)}, sort_keys=True)
+    return f"{root}/{hashlib.sha256(plan.encode()).hexdigest()[:16]}"
 
 
 def _refuse_parameters(card: str, section: Mapping[str, Any]) -> None:

@@ -1,161 +1,272 @@
-import copy
 import inspect
-from typing import NamedTuple
+import json
+import re
 
 import pytest
 import yaml
-from kfp import compiler, dsl, kubernetes
-from lint import lint
+from lint import graphs, lint
 
-from llm_finetune.pipelines.compile import COMPILED, compile_pipeline
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.pipelines.compile import COMPILED, RESOURCES, compile_pipeline, compile_resources, content_version
 from llm_finetune.pipelines.finetune import finetune
 from llm_finetune.pipelines.local.state import card_titles
+from llm_finetune.pipelines.options import ClusterOptions, read_options
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 
-TITLES = [
-    "Check Recipe", "Load Dataset", "Filter & Clean", "Train/Val Split", "Format for SFT", "Tokenize", "Load Base Model",
-    "Apply LoRA", "Fine-Tune LoRA", "Evaluate", "Quality Gate", "Merge & Export", "vLLM Serve",
-]  # fmt: skip
+TITLES = {
+    "check-recipe": "Check Recipe", "load-dataset": "Load Dataset", "filter-clean": "Filter & Clean",
+    "train-val-split": "Train/Val Split", "format-sft": "Format for SFT", "load-model": "Load Base Model",
+    "tokenize": "Tokenize", "apply-lora": "Apply LoRA", "finetune-lora": "Fine-Tune LoRA", "evaluate": "Evaluate",
+    "quality-gate": "Quality Gate", "merge-export": "Merge & Export", "vllm-serve": "vLLM Serve", "report": "Report",
+}  # fmt: skip
+ON_GPU = {"finetune-lora", "evaluate"}
+NETWORK = {"load-dataset", "load-model"}
+NEVER_CACHED = {"quality-gate", "vllm-serve", "report"}
+SECRET = "what-nobody-may-see"
+EVERYTHING = ClusterOptions(
+    model_cache=True, checkpoints=True, spot=True, image_pull_secrets=("registry",), queue="team"
+)
+
+
+class Compiled:
+    """A compiled pipeline: its specification, its tasks by name, and what each asks of the cluster."""
+
+    def __init__(self, path):
+        self.text = path.read_text()
+        self.spec, platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
+        self.tasks = {
+            name: task
+            for _, graph in graphs(self.spec)
+            for name, task in graph["dag"]["tasks"].items()
+            if "dag" not in self.spec["components"][task["componentRef"]["name"]]
+        }
+        self.containers = {
+            name: self.spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"] for name in self.tasks
+        }
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        self.cluster = {name: executors[f"exec-{name}"] for name in self.tasks}
+
+    def retries(self):
+        return {
+            name: task["retryPolicy"]["maxRetryCount"] for name, task in self.tasks.items() if "retryPolicy" in task
+        }
+
+    def volumes(self, kind, key="mountPath"):
+        return {name: {volume[key] for volume in self.cluster[name].get(kind, [])} for name in self.tasks}
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    path = compile_pipeline(tmp_path_factory.mktemp("compiled") / "finetune.yaml")
-    return list(yaml.safe_load_all(path.read_text()))
+def plain(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as environment:  # nothing of who compiles may get into the file
+        for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "KUBEFLOW_SESSION_COOKIE"):
+            environment.setenv(name, SECRET)
+        return Compiled(compile_pipeline(tmp_path_factory.mktemp("plain") / "finetune.yaml"))
 
 
 @pytest.fixture(scope="module")
-def spec(documents):
-    return documents[0]
+def full(tmp_path_factory):
+    return Compiled(compile_pipeline(tmp_path_factory.mktemp("full") / "finetune.yaml", EVERYTHING))
 
 
-def executor(spec, task):
-    return spec["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
+@pytest.fixture(params=["plain", "full"])
+def compiled(request):
+    return request.getfixturevalue(request.param)
 
 
-def test_the_committed_yaml_is_what_the_code_compiles_to(tmp_path):
-    assert compile_pipeline(tmp_path / "finetune.yaml").read_text() == COMPILED.read_text(), "run `make compile`"
+def test_the_committed_yaml_is_what_the_code_compiles_to(plain):
+    assert plain.text == COMPILED.read_text(), "run `make compile`"
 
 
-def test_the_compiled_pipeline_has_no_fault(spec):
-    assert lint(spec) == []
+def test_the_committed_resources_are_what_the_code_compiles_to(plain, tmp_path):
+    written = compile_resources(tmp_path)
+    assert {file.name: file.read_text() for file in written} == {
+        name: (RESOURCES / name).read_text() for name in ("pipeline.yaml", "pipeline-version.yaml")
+    }, "run `make compile`"
+    pipeline, version = (yaml.load(file.read_text(), Loader=yaml.CSafeLoader) for file in written)
+    assert (pipeline["kind"], pipeline["metadata"]) == ("Pipeline", {"name": "llm-finetune"})
+    spec = version["spec"]
+    assert (spec["pipelineName"], spec["displayName"]) == ("llm-finetune", content_version(COMPILED))
+    assert version["metadata"]["name"] == f"llm-finetune-{content_version(COMPILED).replace('.', '-')}"
+    assert spec["pipelineSpec"] == plain.spec
+    assert set(spec["platformSpec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == {
+        f"exec-{n}" for n in TITLES
+    }
 
 
-def test_it_has_all_cards_under_their_titles(spec, tmp_path):
-    assert sorted(card_titles(COMPILED).values()) == sorted(TITLES)
+def test_the_compiled_pipeline_has_no_fault(compiled):
+    assert lint(compiled.spec) == []
 
 
-def test_it_has_at_most_24_parameters_each_described(spec):
-    parameters = spec["root"]["inputDefinitions"]["parameters"]
+def test_it_has_all_cards_under_their_titles(plain, tmp_path):
+    assert {name: task["taskInfo"]["name"] for name, task in plain.tasks.items()} == TITLES
+    (tmp_path / "p.yaml").write_text(plain.text)
+    assert card_titles(tmp_path / "p.yaml") == TITLES
+
+
+def test_it_has_at_most_24_parameters_each_described(plain):
+    parameters = plain.spec["root"]["inputDefinitions"]["parameters"]
     assert len(parameters) <= 24
     assert {name for name, parameter in parameters.items() if not parameter.get("description")} == set()
-    assert set(parameters) == {*PARAMETERS, "recipe"}
-    assert list(parameters) is not None and set(inspect.signature(finetune.pipeline_func).parameters) == set(parameters)
+    assert set(parameters) == {*PARAMETERS, "recipe"} == set(inspect.signature(finetune.pipeline_func).parameters)
 
 
-def test_training_and_evaluation_ask_for_gpus_and_shared_memory(spec, documents):
-    for task in ("finetune-lora", "evaluate"):
-        accelerator = executor(spec, task)["resources"]["accelerator"]
-        assert "gpu_type" in accelerator["resourceType"]
-        volumes = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{task}"][
-            "emptyDirMounts"
-        ]
-        assert volumes == [{"medium": "Memory", "mountPath": "/dev/shm", "volumeName": "dshm"}]
-    without = [
-        name
-        for name, e in spec["deploymentSpec"]["executors"].items()
-        if "accelerator" not in e["container"]["resources"]
-    ]
-    assert len(without) == len(TITLES) - 2
+def test_every_card_requests_and_limits_processors_memory_disk_and_time(compiled):
+    for name, container in compiled.containers.items():
+        resources, cluster = container["resources"], compiled.cluster[name]
+        assert re.fullmatch(r"\d+m?", resources["resourceCpuRequest"]), name
+        assert re.fullmatch(r"\d+", resources["resourceCpuLimit"]), name
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"], name
+        scratch = next(volume for volume in cluster["emptyDirMounts"] if volume["mountPath"] == "/tmp")
+        assert re.fullmatch(r"\d+Gi", scratch["sizeLimit"]), name
+        assert 3600 <= int(cluster["activeDeadlineSeconds"]) <= 72 * 3600, name
+        assert cluster["imagePullPolicy"] == "IfNotPresent"
 
 
-def test_every_card_asks_for_processors_and_memory_and_knows_its_version(spec):
-    for name, entry in spec["deploymentSpec"]["executors"].items():
-        assert entry["container"]["resources"]["resourceCpuRequest"], name
-        assert entry["container"]["resources"]["resourceMemoryRequest"], name
-        assert entry["container"]["image"].endswith(":0.1.0"), name
-    for component in spec["components"].values():
-        for name, task in component.get("dag", {}).get("tasks", {}).items():
-            assert task["inputs"]["parameters"]["package_version"] == {"runtimeValue": {"constant": "0.1.0"}}, name
+def test_every_card_runs_in_the_image_of_its_version_and_knows_it(compiled):
+    for name, container in compiled.containers.items():
+        assert ":0.1.0" in container["image"], name
+        constant = compiled.tasks[name]["inputs"]["parameters"]["package_version"]["runtimeValue"]["constant"]
+        assert constant == "0.1.0", name
 
 
-def test_deciding_and_deploying_are_never_taken_from_a_cache(spec):
-    tasks = {
-        name: task
-        for c in (spec["root"], *spec["components"].values())
-        for name, task in c.get("dag", {}).get("tasks", {}).items()
+def test_gpus_are_asked_for_exactly_where_they_are_needed(compiled):
+    asked = {
+        name: c["resources"]["accelerator"]
+        for name, c in compiled.containers.items()
+        if "accelerator" in c["resources"]
     }
-    cached = {name: bool(task.get("cachingOptions", {}).get("enableCache")) for name, task in tasks.items()}
-    assert [name for name, on in cached.items() if not on and not name.startswith("condition")] == [
-        "quality-gate",
-        "vllm-serve",
-    ]
-
-
-def test_deployment_is_behind_the_gate(spec):
-    condition = next(task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("condition"))
-    assert "== true" in condition["triggerPolicy"]["condition"]
-    inside = spec["components"][condition["componentRef"]["name"]]["dag"]["tasks"]
-    assert set(inside) == {"merge-export", "vllm-serve"}
-
-
-# A planted case of each fault.
-
-
-@dsl.component(base_image="python", install_kfp_package=False)
-def work(text: str = "") -> str:
-    return text
-
-
-@dsl.component(base_image="python", install_kfp_package=False)
-def decide() -> NamedTuple("Outputs", [("passed", bool)]):
-    return (True,)
-
-
-def compiled(pipeline, tmp_path):
-    compiler.Compiler().compile(pipeline, str(tmp_path / "p.yaml"))
-    return next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
-
-
-def test_lint_finds_an_input_that_is_not_declared(tmp_path):
-    @dsl.pipeline
-    def planted(gpu_count: str = "1", open: bool = True):
-        with dsl.If(open == True):  # noqa: E712
-            work().set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpu_count)
-
-    assert any(
-        "gpu_count" in fault and ("does not declare" in fault or "not given" in fault)
-        for fault in lint(compiled(planted, tmp_path))
+    assert set(asked) == ON_GPU
+    assert all("gpu_type" in accelerator["resourceType"] for accelerator in asked.values())
+    assert "gpu_count" in asked["finetune-lora"]["resourceCount"]
+    assert "evaluation_gpus" in asked["evaluate"]["resourceCount"]
+    shared = {name for name, paths in compiled.volumes("emptyDirMounts").items() if "/dev/shm" in paths}
+    assert (
+        shared == {name for name, c in compiled.cluster.items() if "nodeSelector" in c and "tolerations" in c} == ON_GPU
     )
 
 
-def test_lint_finds_a_gate_on_a_named_output(tmp_path):
-    @dsl.pipeline
-    def planted():
-        with dsl.If(decide().outputs["passed"] == True):  # noqa: E712
-            work()
-
-    assert any("named output passed" in fault for fault in lint(compiled(planted, tmp_path)))
-
-
-def test_lint_finds_an_argument_that_is_too_long(spec):
-    planted = copy.deepcopy(spec)
-    executor(planted, "evaluate")["command"].append("x" * 100_001)
-    assert lint(planted) == ["exec-evaluate has an argument of 100001 bytes"]
-
-
-def test_lint_finds_an_unresolved_placeholder(tmp_path):
-    @dsl.pipeline
-    def planted(name: str = "a"):
-        work().set_env_variable("NAME", f"run-{name}")
-
-    assert any(fault.startswith("unresolved {{channel:") for fault in lint(compiled(planted, tmp_path)))
+def test_what_a_run_chooses_about_the_cluster_comes_from_the_checked_recipe(full):
+    checked = {"producerTask": "check-recipe"}
+    for name in ON_GPU:
+        cluster = full.cluster[name]
+        assert cluster["nodeSelector"]["nodeSelectorJson"]["taskOutputParameter"] == checked | {
+            "outputParameterKey": "node_selector"
+        }
+        assert [t["tolerationJson"]["taskOutputParameter"]["outputParameterKey"] for t in cluster["tolerations"]] == [
+            "tolerations"
+        ]
+    merge = full.cluster["merge-export"]  # behind the gate, so by way of the condition's own inputs
+    assert merge["pvcMount"][0]["pvcNameParameter"] == {
+        "componentInputParameter": "pipelinechannel--check-recipe-model_cache_claim"
+    }
+    names = [secret["secretNameParameter"]["componentInputParameter"] for secret in merge["secretAsEnv"]]
+    assert names == [f"pipelinechannel--check-recipe-{kind}_secret" for kind in ("hub_token", "object_store")]
 
 
-def test_lint_finds_a_gpu_count_that_is_a_number(tmp_path):
-    @dsl.pipeline
-    def planted(gpu_count: int = 1):
-        task = work().set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpu_count)
-        kubernetes.empty_dir_mount(task, "dshm", "/dev/shm")
+def test_secrets_are_named_where_they_are_needed_and_never_contained(compiled):
+    given = {
+        name: {key["envVar"].split("_")[0] for secret in cluster["secretAsEnv"] for key in secret["keyToEnv"]}
+        for name, cluster in compiled.cluster.items()
+        if "secretAsEnv" in cluster
+    }
+    keys = {"JUDGE", "ENDPOINT", "WANDB", "MLFLOW"}
+    assert given == {
+        "load-dataset": {"HF", "AWS"}, "load-model": {"HF"}, "finetune-lora": keys, "evaluate": {"HF", *keys}, "merge-export": {"HF", "AWS"},
+    }  # fmt: skip
+    assert all(secret["optional"] for cluster in compiled.cluster.values() for secret in cluster.get("secretAsEnv", []))
+    assert SECRET not in compiled.text
 
-    assert any("is NUMBER_INTEGER, not text" in fault for fault in lint(compiled(planted, tmp_path)))
+
+def test_only_what_can_pass_by_itself_is_tried_again(plain, full):
+    assert plain.retries() == dict.fromkeys(NETWORK, 2)
+    # On spot nodes, only cards whose work can be repeated: training goes on from its checkpoint, evaluation only reads.
+    assert full.retries() == dict.fromkeys(NETWORK, 2) | dict.fromkeys(ON_GPU, 5)
+    for task in (*plain.tasks.values(), *full.tasks.values()):
+        if "retryPolicy" in task:
+            assert task["retryPolicy"]["backoffFactor"] > 1
+            assert task["retryPolicy"]["backoffMaxDuration"] == "600s"
+
+
+def test_deciding_deploying_and_reporting_are_never_taken_from_a_cache(compiled):
+    cached = {name: bool(task["cachingOptions"].get("enableCache")) for name, task in compiled.tasks.items()}
+    assert {name for name, on in cached.items() if not on} == NEVER_CACHED
+
+
+def test_gpu_cards_can_wait_in_a_queue(plain, full):
+    labels = {
+        name: cluster["podMetadata"]["labels"] for name, cluster in full.cluster.items() if "podMetadata" in cluster
+    }
+    assert labels == {name: {"kueue.x-k8s.io/queue-name": "team"} for name in ON_GPU}
+    assert not any("podMetadata" in cluster for cluster in plain.cluster.values())
+
+
+def test_caching_can_be_compiled_out(tmp_path):
+    without = Compiled(compile_pipeline(tmp_path / "finetune.yaml", ClusterOptions(caching=False)))
+    assert not any(task["cachingOptions"].get("enableCache") for task in without.tasks.values())
+
+
+def test_deployment_is_behind_the_gate_and_the_report_behind_everything(plain):
+    around = plain.spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    condition = next(task for task in around.values() if "triggerPolicy" in task)
+    assert "== true" in condition["triggerPolicy"]["condition"]
+    assert set(plain.spec["components"][condition["componentRef"]["name"]]["dag"]["tasks"]) == {
+        "merge-export",
+        "vllm-serve",
+    }
+    assert set(plain.spec["root"]["dag"]["tasks"]) == {"exit-handler-1", "report"}
+    report = plain.tasks["report"]
+    assert report["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert report["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+
+
+def test_without_options_no_volume_has_to_exist_and_weights_travel_as_a_copy(plain):
+    assert not any(plain.volumes("pvcMount").values())
+    assert "store" not in plain.tasks["load-model"]["inputs"]["parameters"]
+
+
+def test_with_volumes_weights_are_passed_by_reference_and_checkpoints_outlive_the_pod(full):
+    mounted = {name: paths for name, paths in full.volumes("pvcMount").items() if paths}
+    cache, checkpoints = "/mnt/model-cache", "/mnt/checkpoints"
+    assert mounted == {
+        "load-model": {cache}, "finetune-lora": {cache, checkpoints}, "evaluate": {cache}, "merge-export": {cache},
+    }  # fmt: skip
+    constants = {name: value["runtimeValue"]["constant"] for name, value in full.tasks["load-model"]["inputs"]["parameters"].items()
+                 if "runtimeValue" in value}  # fmt: skip
+    assert constants == {"store": "reference", "cache_dir": f"{cache}/hub", "package_version": "0.1.0"}
+    root = full.tasks["check-recipe"]["inputs"]["parameters"]["checkpoint_root"]
+    assert root == {"runtimeValue": {"constant": checkpoints}}
+
+
+def test_only_the_cards_that_load_or_publish_reach_the_hub(compiled):
+    online = {name for name, container in compiled.containers.items() if container.get("env")}
+    assert online == {"load-dataset", "load-model", "evaluate", "merge-export"}
+    values = {json.dumps(container["env"]) for container in compiled.containers.values() if container.get("env")}
+    assert values == {json.dumps([{"name": "HF_HUB_OFFLINE", "value": "0"}])}
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("spot: true\nmodel_cache: true\nsizes: {train: {memory: 96Gi}}\n")
+    options = read_options(file, ["spot=false", "image_pull_secrets=[registry]"])
+    assert (options.spot, options.model_cache, options.image_pull_secrets) == (False, True, ("registry",))
+    assert (options.size("train").memory, options.size("train").cpu) == ("96Gi", "8")
+
+
+@pytest.mark.parametrize(
+    ("file", "assignments", "message"),
+    [
+        ("", ["model_cash=true"], "unknown setting 'option.model_cash'; did you mean 'model_cache'?"),
+        ("", ["spot"], "--option 'spot' is not of the form name=value"),
+        ("", ["sizes={huge: {}}"], "option.sizes.huge"),
+        ("", ["sizes={train: {memory: 96GB}}"], "sizes.train.memory = '96GB'"),
+        ("", ["sizes={train: {cpu: '32'}}"], "cpu_limit 16 is less than cpu 32"),
+        ("", ["image_pull_policy=Sometimes"], "option.image_pull_policy = 'Sometimes'"),
+        ("- spot", [], "holds list, not a mapping"),
+        ("spot: [", [], "while parsing"),
+    ],
+)
+def test_an_impossible_option_is_refused(tmp_path, file, assignments, message):
+    (tmp_path / "o.yaml").write_text(file)
+    with pytest.raises(UserError) as error:
+        read_options(tmp_path / "o.yaml", assignments)
+    assert message in str(error.value)

@@ -74,8 +74,8 @@ def whole(place):
 def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert whole.returncode == 0, whole.stdout
     ended = re.findall(r"^✓ (.+?)\s+\d+:\d\d$", whole.stdout, re.MULTILINE)
-    assert len(ended) == 13
-    assert ended[-2:] == ["Merge & Export", "vLLM Serve"]
+    assert len(ended) == 14
+    assert ended[-3:] == ["Merge & Export", "vLLM Serve", "Report"]
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
     pages = re.findall(r"file://(\S+)", whole.stdout)
     assert len(pages) >= 12
@@ -101,7 +101,7 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until
             break
     output = "".join(lines)
     assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 11, output
-    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == ["Quality Gate", "vLLM Serve"]
+    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == ["Quality Gate", "vLLM Serve", "Report"]
     curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)[0].strip()
     answer = json.loads(subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True).stdout)
     assert answer["choices"][0]["message"]["role"] == "assistant"

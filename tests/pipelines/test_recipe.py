@@ -4,8 +4,9 @@ from llm_finetune.components.data.load_dataset.component import load_dataset
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.finetune import finetune
 from llm_finetune.pipelines.local.start import make_plan
+from llm_finetune.pipelines.recipe.component import check_recipe as check_recipe_card
 from llm_finetune.pipelines.recipe.files import RECIPES, read_recipe
-from llm_finetune.pipelines.recipe.step import SETTINGS, check_recipe
+from llm_finetune.pipelines.recipe.step import SETTINGS, check_cluster, check_recipe, plan_of
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 
 DEFAULTS = {
@@ -35,6 +36,55 @@ def test_field_names_and_shared_settings_reach_every_card_that_has_them():
     assert sections["apply_lora"]["tokens_per_micro_batch"] == 4096
 
 
+def test_where_a_run_goes_is_passed_on_as_kubernetes_writes_it():
+    outputs = check_cluster({}).outputs
+    assert outputs["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "value": "", "effect": "NoSchedule"}
+    ]
+    assert (outputs["model_cache_claim"], outputs["hub_token_secret"]) == ("llm-finetune-model-cache", "hf-token")
+    recipe = {"cluster": {"node_selector": {"gpu": "h100"}, "tolerations": []}}
+    assert check_cluster(recipe).outputs["node_selector"] == {"gpu": "h100"}
+    assert check_recipe(DEFAULTS, recipe)["vllm_serve"]["node_selector"] == {"gpu": "h100"}
+    own = recipe | {"vllm_serve": {"node_selector": {"gpu": "l4"}}}
+    assert check_recipe(DEFAULTS, own)["vllm_serve"]["node_selector"] == {"gpu": "l4"}
+
+
+def test_a_volume_for_checkpoints_gives_every_plan_a_folder_of_its_own():
+    folders = [
+        check_recipe(parameters, recipe, "/mnt")["finetune_lora"]["checkpoint_folder"]
+        for parameters, recipe in (
+            (DEFAULTS, {}),
+            (DEFAULTS, {}),
+            ({**DEFAULTS, "seed": 1}, {}),
+            (DEFAULTS, {"fields": {}}),
+        )
+    ]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+    assert "checkpoint_folder" not in check_recipe(DEFAULTS, {})["finetune_lora"]
+    own = check_recipe(DEFAULTS, {"finetune_lora": {"checkpoint_folder": "/mine"}}, "/mnt")
+    assert own["finetune_lora"]["checkpoint_folder"] == "/mine"
+
+
+def test_the_card_hands_out_sections_and_cluster_by_name():
+    names = check_recipe_card.component_spec.outputs
+    values = check_recipe_card.python_func(
+        parameters={**DEFAULTS, "gpu_count": "0"}, recipe={"fields": {"input_key": "context"}}
+    )
+    outputs = dict(zip(names, values, strict=True))
+    assert list(names)[: len(SETTINGS)] == list(SETTINGS)
+    assert outputs["format_sft"] == {
+        "instruction_key": "instruction",
+        "input_key": "context",
+        "output_key": "output",
+        "chat_key": "",
+    }
+    assert outputs["checkpoint_claim"] == "llm-finetune-checkpoints"
+    assert outputs["evaluation_gpus"] == "0"
+    as_text = {name: str(value) for name, value in DEFAULTS.items()}
+    assert plan_of(as_text, {"fields": {}}) == {"parameters": DEFAULTS, "fields": {}}
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
@@ -48,6 +98,11 @@ def test_field_names_and_shared_settings_reach_every_card_that_has_them():
         ({"fields": {"output": "x"}}, "unknown setting 'recipe.fields.output'; did you mean 'output_key'?"),
         ({"fields": {"output_key": "a"}, "format_sft": {"output_key": "b"}}, "give it once"),
         ({"merge_export": {"push_to_hub": True}}, "push_to_hub needs hub_repo"),
+        ({"cluster": {"node_selectors": {}}}, "unknown setting 'recipe.cluster.node_selectors'; did you mean 'node_selector'?"),
+        ({"cluster": {"node_selector": {"gpu": True}}}, "recipe.cluster.node_selector.gpu = True: Input should be a valid string"),
+        ({"cluster": {"tolerations": [{"operator": "Equal"}]}}, "operator Equal needs a key"),
+        ({"cluster": {"tolerations": [{"key": "spot", "operator": "Exists", "value": "x"}]}}, "operator Exists takes no value"),
+        ({"cluster": {"model_cache_claim": "My_Claim"}}, "recipe.cluster.model_cache_claim = 'My_Claim'"),
     ],
 )  # fmt: skip
 def test_an_impossible_recipe_is_refused_by_name(recipe, message):
@@ -82,7 +137,7 @@ def test_a_cards_parameters_are_its_settings_with_the_same_defaults(card):
     plain = {
         name for name, spec in inputs.items() if "Artifact" not in str(spec.type) and "system." not in str(spec.type)
     }
-    assert plain - set(own) == {"settings", "package_version"}
+    assert plain - set(own) - {"plan"} == {"settings", "package_version"}
 
 
 def test_every_parameter_goes_to_a_setting_that_exists():
@@ -115,6 +170,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("parameters: {num_epochs: 1.5}", "num_epochs = 1.5: Input should be a valid integer"),
         ("parameters: {learning: 1}", "the pipeline has no parameter 'learning'; did you mean 'learning_rate'?"),
         ("a: [", "is not YAML"),
         ("- 1", "holds list, not a mapping"),

@@ -30,7 +30,8 @@ def load_model(
         cache_dir: Where downloads are kept; a volume here saves the next run the download.
         revision: Branch, tag or commit of a Hub id, or the sha256:... of a folder as an earlier run reported it. Empty
             takes the default branch, or the folder as it is; what was found is recorded.
-        store: copy puts the weights into the artifact; reference only pins them, and later cards fetch them.
+        store: copy puts the weights into the artifact; reference leaves them in cache_dir, or in the folder that
+            model_name is, and pins them: later cards read them there, so it has to be a volume that they mount too.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
@@ -41,4 +42,4 @@ def load_model(
     with card(package_version):
         chosen = step.Settings.of(arguments)
         facts = step.load_model(model_config.path, model_summary.path, chosen)
-        model_config.metadata.update(vars(facts) | lineage())
+        model_config.metadata.update(vars(facts) | lineage(origin=facts.origin()))

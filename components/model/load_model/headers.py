@@ -5,15 +5,10 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import SafetensorsParsingError
-
-from llm_finetune.components.shared.base_model import hub_errors, hub_token
 from llm_finetune.components.shared.errors import UserError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -56,22 +51,6 @@ def local_tensors(folder: Path, files: Iterable[str]) -> list[Tensor]:
     A file is a little-endian u64, the header's length; the header, JSON; then the weights, which are not read.
     """
     return [tensor for file in files for tensor in _local_header(folder / file)]
-
-
-def hub_tensors(name: str, revision: str, files: Iterable[str]) -> list[Tensor]:
-    """Reads the headers of files on the Hub with range requests."""
-    api = HfApi(token=hub_token())
-
-    def read(file: str) -> list[Tensor]:
-        with hub_errors(name, revision):
-            try:
-                header = api.parse_safetensors_file_metadata(name, file, revision=revision, token=hub_token())
-            except SafetensorsParsingError as error:
-                raise UserError(f"{file} of {name} is damaged: {error}") from error
-        return [Tensor(key, info.dtype, tuple(info.shape)) for key, info in header.tensors.items()]
-
-    with ThreadPoolExecutor(8) as pool:
-        return [tensor for tensors in pool.map(read, files) for tensor in tensors]
 
 
 def count_parameters(tensors: Iterable[Tensor], tied: bool) -> int:

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.model.load_model.disk import copy_files, place_weights
-from llm_finetune.components.model.load_model.headers import (
-    Tensor,
-    count_parameters,
-    hub_tensors,
-    local_tensors,
-    main_dtype,
-)
+from llm_finetune.components.model.load_model.headers import Tensor, count_parameters, local_tensors, main_dtype
 from llm_finetune.components.model.load_model.settings import Settings
 from llm_finetune.components.model.load_model.source import Source, fetch_weights, find, licence
 from llm_finetune.components.shared.base_model import REFERENCE, files_revision, verify_revision
@@ -59,6 +53,10 @@ class ModelFacts:
     store: str
     content_hash: str
 
+    def origin(self) -> dict[str, str]:
+        """Returns what later cards shall know of the base model."""
+        return {"base_model": self.model_name, "base_revision": self.revision, "base_licence": self.licence}
+
 
 def load_model(model_config: str | Path, model_summary: str | Path, settings: Settings) -> ModelFacts:
     """Writes the model's folder, or a pinned reference to it, and the summary.
@@ -81,13 +79,9 @@ def load_model(model_config: str | Path, model_summary: str | Path, settings: Se
     architecture = _causal_architecture(source, config)
     if not any(name in source.small for name in TOKENIZERS):
         raise UserError(f"{source.name} has no tokenizer (none of {', '.join(TOKENIZERS)}); add the files to the model")
-    weights = source.folder
-    if not source.local and settings.store == "copy":
-        weights = fetch_weights(source, settings.cache_dir)
-    if source.local or settings.store == "copy":
-        tensors = local_tensors(weights, source.weights)
-    else:
-        tensors = hub_tensors(source.name, source.revision, source.weights)
+    # With store=reference too: later cards, some of them on GPUs, shall find the weights in the cache and not wait.
+    weights = source.folder if source.local else fetch_weights(source, settings.cache_dir)
+    tensors = local_tensors(weights, source.weights)
     revision = source.revision or _folder_revision(source, settings.revision)
     facts = ModelFacts(
         model_name=source.name,
@@ -204,5 +198,5 @@ def _write_summary(path: str | Path, facts: ModelFacts) -> None:
     if facts.licence == "unknown":
         notes.append("The model card names no licence: find out whether you may use and serve the model.")
     if facts.store == "reference":
-        notes.append("Only configuration and tokenizer are kept; later cards fetch the weights at the pinned revision.")
+        notes.append("Only configuration and tokenizer are kept here; later cards read the weights where they lie.")
     write_summary(path, "Base model", shown, notes)

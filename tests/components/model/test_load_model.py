@@ -253,16 +253,21 @@ def test_from_the_hub(hub: FakeHub, original: Path, tmp_path: Path) -> None:
     assert not any("model.bin" in request for request in hub.requests)
 
 
-def test_a_reference_to_the_hub_reads_headers_only_until_it_is_resolved(
-    hub: FakeHub, original: Path, tmp_path: Path
+def test_a_reference_to_the_hub_leaves_the_weights_in_the_cache_and_is_resolved_from_it_alone(
+    hub: FakeHub, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = load(tmp_path, "org/tiny", store="reference")
     assert (facts.total_parameters, facts.dtype) == (125248, "bfloat16")
     assert facts.content_hash == load(tmp_path / "copy", "org/tiny").content_hash
-    assert not any((tmp_path / "cache").rglob("model.safetensors"))
+    assert not list((tmp_path / "model_config").glob("*.safetensors"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
     folder, revision = resolve(tmp_path / "model_config")
-    assert revision == COMMIT
+    assert (revision, hub.requests) == (COMMIT, [])
     assert (Path(folder) / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"does not hold all of org/tiny .* mount the same volume here; if it was emp"):
+        resolve(tmp_path / "model_config")
 
 
 def test_the_cache_serves_when_the_hub_is_gone(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +318,13 @@ def test_a_download_that_does_not_fit_is_not_begun(
     with pytest.raises(UserError, match="no space left on the device: cache_dir"):
         load(tmp_path, "org/tiny")
     assert not any((tmp_path / "cache").rglob("model.safetensors"))
+
+
+def test_a_volume_that_cannot_be_written_to_is_told_before_the_download(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(UserError, match=r"cache_dir = '.*cache' cannot be written to .* by user \d+, group \d+"):
+        load(tmp_path, "org/tiny")
+    assert hub.requests == []
 
 
 def test_a_download_reports_its_progress_as_lines(capsys: pytest.CaptureFixture[str]) -> None:

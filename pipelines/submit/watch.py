@@ -1,0 +1,131 @@
+"""Follows a run on the cluster card by card."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.pipelines.local.display import Display
+from llm_finetune.pipelines.local.events import Event
+from llm_finetune.pipelines.local.state import CardRun, State, card_titles
+from llm_finetune.pipelines.submit.connection import Connection
+
+ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+STATES: dict[str, State] = {"RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "CANCELED": "failed"}
+LAST_CARD = "vllm-serve"  # runs only behind an open gate
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        state: SUCCEEDED, FAILED, CANCELED or SKIPPED.
+        reason: What the backend says about it; may be empty.
+        deployed: Whether the gate was open and the last card ran; None where the backend does not list cards.
+    """
+
+    state: str
+    reason: str
+    deployed: bool | None
+
+
+class RemoteRun:
+    """The cards of a run on the cluster."""
+
+    def __init__(self, compiled: Path) -> None:
+        """Lists the pipeline's cards, from its compiled YAML."""
+        self.cards = {task: CardRun(task, title, Path()) for task, title in card_titles(compiled).items()}
+
+    @property
+    def running(self) -> CardRun | None:
+        """A card that runs, if one does."""
+        return next((card for card in self.cards.values() if card.state == "running"), None)
+
+    def update(self, tasks: list[Any]) -> list[Event]:
+        """Takes in the backend's list of tasks.
+
+        Args:
+            tasks: Task details of the run; other tasks than cards, such as the backend's drivers, are passed over.
+
+        Returns:
+            What happened to cards since the last time.
+        """
+        events = []
+        for task in tasks:
+            card, state = self.cards.get(task.display_name), STATES.get(task.state or "")
+            if card is None or state is None:
+                continue
+            seconds = _seconds(task.start_time, task.end_time)
+            card.seconds, card.started = seconds, time.monotonic() - seconds
+            if state != card.state:
+                card.state = state
+                kind = {"running": "started", "done": "succeeded"}.get(state, "failed")
+                events.append(Event(kind, card.task))  # type: ignore[arg-type]
+        return events
+
+
+def follow(
+    connection: Connection,
+    run_id: str,
+    compiled: Path,
+    console: Console,
+    poll_seconds: float,
+    timeout_seconds: float,
+    now: Callable[[], float] = time.monotonic,
+) -> Ended:
+    """Shows a run's cards until it ends: live in a terminal, else a line per card that ends.
+
+    Args:
+        connection: Connection to the API.
+        run_id: The run.
+        compiled: Its compiled YAML.
+        console: Where to show it.
+        poll_seconds: Seconds between two looks.
+        timeout_seconds: Seconds after which to stop looking; the run goes on.
+        now: Clock.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        UserError: If it takes longer than that, or the API does not answer any more.
+    """
+    started, remote = now(), RemoteRun(compiled)
+    with Display(console, remote) as display:
+        while True:
+            with connection.doing("looking at the run, which goes on,"):
+                run = connection.client.get_run(run_id)
+            tasks = (run.run_details.task_details if run.run_details else None) or []
+            for event in remote.update(tasks):
+                display.update(event)
+            if run.state in ENDED:
+                return Ended(run.state, _reason(run, tasks, remote), _deployed(tasks))
+            if now() - started > timeout_seconds:
+                raise UserError(f"the run {run_id} is not done after {timeout_seconds / 3600:g} hours; it goes on")
+            time.sleep(poll_seconds)
+
+
+def _reason(run: Any, tasks: list[Any], remote: RemoteRun) -> str:
+    for task in tasks:
+        if task.display_name in remote.cards and task.error and task.error.message:
+            return f"{remote.cards[task.display_name].title} failed: {task.error.message}"
+    failed = [card.title for card in remote.cards.values() if card.state == "failed"]
+    told = " ".join(str(run.error.message).split()) if run.error and run.error.message else ""
+    return ", ".join(failed) + " failed" * bool(failed) + (f": {told}" if failed and told else told)
+
+
+def _deployed(tasks: list[Any]) -> bool | None:
+    return any(task.display_name == LAST_CARD and task.state == "SUCCEEDED" for task in tasks) if tasks else None
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> float:
+    # The backend writes the year 1970 for what has not begun or ended.
+    if start is None or start.year < 2000:
+        return 0.0
+    return max(((end if end and end.year >= 2000 else datetime.now(UTC)) - start).total_seconds(), 0.0)

@@ -1,0 +1,192 @@
+"""The fanned-out data path: what it keeps is what the single path keeps."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+from kfp import compiler, dsl, local
+from lint import lint
+from tiny import tiny_tokenizer
+
+from llm_finetune.components.data.filter_clean.component import filter_clean
+from llm_finetune.components.data.format_sft.component import format_sft
+from llm_finetune.components.data.gather_shards.component import gather_shards
+from llm_finetune.components.data.gather_shards.step import combined
+from llm_finetune.components.data.load_dataset.component import load_dataset
+from llm_finetune.components.data.number_shards.component import number_shards
+from llm_finetune.components.data.partition_rows.component import partition_rows
+from llm_finetune.components.data.plan_shards.component import plan_shards
+from llm_finetune.components.data.train_val_split.component import train_val_split
+from llm_finetune.components.shared import tables
+from llm_finetune.components.tokens.tokenize.component import tokenize
+from llm_finetune.pipelines.sharded_data import DATASETS, sharded_data
+
+FILES, ROWS = 5, 60
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Files whose rows repeat within a file and across files, in other case and with other spaces too."""
+    folder = tmp_path_factory.mktemp("source")
+    chance = random.Random(0)
+    for file in range(FILES):
+        rows = []
+        for _ in range(ROWS):
+            number = chance.randrange(150)
+            text = chance.choice(["Say the number  please", "say the number please", "SAY the number please\x00"])
+            answer = "" if number % 17 == 0 else f"it is {number}, says a{number}@mail.example.com"
+            rows.append({"instruction": text, "input": f"number {number}", "output": answer})
+        (folder / f"part-{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def artifact(path: Path) -> dsl.Dataset:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return dsl.Dataset(uri=str(path))
+
+
+def ran(card, folder: Path, outputs: list[str], **inputs) -> list[dsl.Dataset]:
+    """Runs a card in this process and returns its datasets."""
+    made = {name: artifact(folder / name) for name in outputs}
+    page = {} if card in (partition_rows, gather_shards) else {"preview": dsl.HTML(uri=str(folder / "page.html"))}
+    card.python_func(**inputs, **made, **page)
+    return list(made.values())
+
+
+def rows_of(dataset: dsl.Dataset) -> list[str]:
+    rows = (row for batch in tables.batches(dataset.path) for row in batch.to_pylist())
+    return [json.dumps(row, sort_keys=True) for row in rows]
+
+
+def fanned_out(source: Path, folder: Path, shards: int, settings: dict) -> list[list[dsl.Dataset]]:
+    """Runs the cards in the order of the pipeline up to Filter & Clean; returns kept and dropped rows per partition."""
+    dealt = []
+    for number, files in enumerate(plan_shards.python_func(f"{source}/*.jsonl", shards)):
+        place = folder / f"shard-{number}"
+        [raw] = ran(load_dataset, place, ["raw_dataset"], source_type="jsonl_path", jsonl_path=files, max_samples=0)
+        dealt += ran(partition_rows, place, ["partitions"], raw_dataset=raw, parts=shards, settings=settings)
+    cleaned = []
+    for part in number_shards.python_func(shards):
+        place = folder / f"part-{part}"
+        [rows] = ran(gather_shards, place, ["dataset"], shards=dealt, part=part)
+        kept = ran(filter_clean, place, ["clean_dataset", "dropped_rows"], raw_dataset=rows, settings=settings)
+        cleaned.append(kept)
+    return cleaned
+
+
+def single(source: Path, folder: Path, settings: dict) -> list[dsl.Dataset]:
+    files = f"{source}/*.jsonl"
+    [raw] = ran(load_dataset, folder, ["raw_dataset"], source_type="jsonl_path", jsonl_path=files, max_samples=0)
+    return ran(filter_clean, folder, ["clean_dataset", "dropped_rows"], raw_dataset=raw, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("shards", "settings"), [(3, {}), (2, {"pii": "redact", "min_chars": 30}), (8, {"dedup": "none", "repair": "off"})]
+)
+def test_the_rows_that_stay_are_those_of_the_single_path(source, tmp_path, shards, settings):
+    kept, dropped = single(source, tmp_path / "single", settings)
+    parts = fanned_out(source, tmp_path / "sharded", shards, settings)
+    assert Counter(row for part in parts for row in rows_of(part[0])) == Counter(rows_of(kept))
+    assert Counter(row for part in parts for row in rows_of(part[1])) == Counter(rows_of(dropped))
+    assert 0 < kept.metadata["rows"] < FILES * ROWS
+    assert combined([part[0].metadata for part in parts])["dropped"] == kept.metadata["dropped"]
+    assert min(part[0].metadata["rows"] for part in parts) > 0
+
+
+def test_files_are_dealt_out_in_order(source):
+    planned = plan_shards.python_func(f"{source}/*.jsonl", 2)
+    assert [[Path(file).name for file in shard.split("\n")] for shard in planned] == [
+        ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"],
+        ["part-3.jsonl", "part-4.jsonl"],
+    ]
+    assert len(plan_shards.python_func(f"{source}/*.jsonl", 9)) == FILES
+
+
+def test_mistakes_end_with_a_message(source, tmp_path, capsys):
+    def refused(card, *arguments, **named):
+        with pytest.raises(SystemExit):
+            card.python_func(*arguments, **named)
+        return capsys.readouterr().err
+
+    assert "at least one is needed" in refused(plan_shards, f"{source}/*.jsonl", 0)
+    assert "on both sides of the split" in refused(plan_shards, f"{source}/*.jsonl", 2, {"group_key": "user"})
+    assert "matches no file" in refused(plan_shards, f"{source}/*.csv", 2)
+    shards = []
+    for name, table in (("a", pa.table({"x": [1]})), ("b", pa.table({"y": [1]}))):
+        with tables.ShardWriter(tmp_path / name, table.schema) as writer:
+            writer.write(table)
+        shards.append(artifact(tmp_path / name))
+    assert "do not have the same columns" in refused(gather_shards, shards, artifact(tmp_path / "out"))
+    assert "1 to 128 are possible" in refused(partition_rows, shards[0], artifact(tmp_path / "out"), 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_row_numbers_go_on_over_the_shards_and_what_lies_beside_is_kept(tmp_path):
+    tokens, texts = [], []
+    for shard, rows in enumerate(([0, 2], [1])):
+        token_table = pa.table({"input_ids": [[shard, row] for row in rows], "row": pa.array(rows, pa.int64())})
+        for kind, table, made in (("tokens", token_table, tokens), ("sft", pa.table({"prompt": ["p"] * 3}), texts)):
+            with tables.ShardWriter(tmp_path / f"{kind}-{shard}", table.schema) as writer:
+                writer.write(table)
+                (writer.folder / "tokenizer").mkdir()
+                (writer.folder / "tokenizer" / "tokenizer.json").write_text("{}")
+            made.append(artifact(tmp_path / f"{kind}-{shard}"))
+            made[-1].metadata.update(tokens=4, tokenizer="t", fill=0.5 + shard)
+    [gathered] = ran(gather_shards, tmp_path / "all", ["dataset"], shards=tokens, row_of=texts)
+    assert tables.head(gathered.path, 9).to_pylist() == [
+        {"input_ids": [0, 0], "row": 0},
+        {"input_ids": [0, 2], "row": 2},
+        {"input_ids": [1, 1], "row": 4},
+    ]
+    assert (Path(gathered.path) / "tokenizer" / "tokenizer.json").exists()
+    metadata = gathered.metadata
+    assert (metadata["tokens"], metadata["tokenizer"], metadata["rows"], "fill" in metadata) == (8, "t", 3, False)
+
+
+def test_the_pipeline_compiles_without_fault_and_takes_the_shard_count_when_it_runs(tmp_path):
+    compiler.Compiler().compile(sharded_data, str(tmp_path / "sharded.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "sharded.yaml").read_text()))
+    assert lint(spec) == []
+    assert spec["root"]["inputDefinitions"]["parameters"]["shards"]["parameterType"] == "NUMBER_INTEGER"
+    loops = [task for c in spec["components"].values() for task in c.get("dag", {}).get("tasks", {}).values()
+             if "parameterIterator" in task]  # fmt: skip
+    assert len(loops) == 2 and set(spec["root"]["outputDefinitions"]["artifacts"]) == set(DATASETS)
+
+
+def documents(*splits: dsl.Dataset) -> Counter:
+    """Returns the tokenised documents of both splits, packed or not, with how often each is there."""
+    found: Counter = Counter()
+    for split in splits:
+        for batch in tables.batches(split.path):
+            for row in batch.to_pylist():
+                start = 0
+                for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+                    found[tuple(row["input_ids"][start : start + length])] += 1
+                    start += length
+    return found
+
+
+@pytest.mark.soak
+def test_kfp_runs_it_here_and_the_tokens_are_those_of_the_single_path(source, tmp_path):
+    model = str(tiny_tokenizer(tmp_path / "model"))
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+    task = sharded_data(files=f"{source}/*.jsonl", shards=2, model_name=model, max_length=256)
+    clean, train_sft, val_sft, *tokens = (task.outputs[name] for name in DATASETS)
+
+    kept, _ = single(source, tmp_path / "single", {})
+    assert Counter(rows_of(clean)) == Counter(rows_of(kept))
+    place = tmp_path / "single"
+    splits = ran(train_val_split, place, ["train_dataset", "val_dataset"], clean_dataset=kept)
+    sft = ran(format_sft, place, ["train_sft", "val_sft"], train_dataset=splits[0], val_dataset=splits[1])
+    single_tokens = ran(tokenize, place, ["train_tokens", "val_tokens"], train_sft=sft[0], val_sft=sft[1],
+                        model_name=model, max_length=256)  # fmt: skip
+    assert documents(*tokens) == documents(*single_tokens) and sum(documents(*tokens).values()) == kept.metadata["rows"]
+    assert Counter(rows_of(train_sft) + rows_of(val_sft)) == Counter(rows_of(sft[0]) + rows_of(sft[1]))
+    completions = tables.head(val_sft.path, 10_000)["completion"].to_pylist()
+    for row in tables.head(tokens[1].path, 10_000).to_pylist():
+        assert row["row"] < len(completions)
+    assert (Path(tokens[0].path) / "tokenizer" / "tokenizer.json").exists()
