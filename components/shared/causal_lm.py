@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.errors import UserError
@@ -19,6 +20,7 @@ def load_base(
     attention: str = "sdpa",
     load_in_4bit: bool = False,
     device: str = "",
+    parts: int = 1,
 ) -> PreTrainedModel:
     """Loads the base model.
 
@@ -28,6 +30,7 @@ def load_base(
         attention: Attention function of transformers.
         load_in_4bit: NF4 with double quantisation and bfloat16 products (QLoRA, arXiv 2305.14314).
         device: Where to load it; empty takes the GPU if there is one.
+        parts: Processes that divide the weights between them (FSDP2); each loads its part alone.
 
     Returns:
         The model in evaluation mode, on the GPU if there is one.
@@ -38,18 +41,22 @@ def load_base(
     name, _ = resolve(model_config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options: dict[str, Any] = {"quantization_config": nf4_config()} if load_in_4bit else {}
+    options |= {"distributed_config": DistributedConfig(fsdp_size=parts)} if parts > 1 else {"device_map": {"": device}}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             attn_implementation=attention,
-            device_map={"": device},
             use_safetensors=True,
             trust_remote_code=False,
             **options,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"the base model in {name!r} could not be loaded: {str(error).strip()}") from error
+    if parts > 1:
+        # No weight is divided by tensor parallelism, but PEFT takes the size 1 for a sign of it and, where one process
+        # saves the adapter, waits for all the others to gather the base's weights.
+        model._tp_size = None
     if load_in_4bit:
         _keep_trainable_layout(model)
     return model

@@ -1,12 +1,17 @@
-"""Line charts as inline SVG."""
+"""Line charts and histograms as inline SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 WIDTH, HEIGHT = 760, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 34
+BINS = 40
+# A few values beyond so many times the range of nearly all others share the last bar, or they would flatten the rest.
+TAIL, TAIL_FACTOR = 0.005, 2
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,57 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A histogram laid out in per cent of its box, for the `histogram` macro of `macros.html.jinja`.
+
+    Attributes:
+        bars: Per bin its `x`, `width` and `height`, and the `label` that says what it counts.
+        least: The smallest value.
+        most: The largest value.
+        middle: The median.
+        last: Where the last bar begins if it holds all larger values, else 0.
+        highest: Rows in the highest bar.
+        rows: Rows in all.
+        unit: What is measured, plural.
+    """
+
+    bars: list[dict[str, Any]]
+    least: int
+    most: int
+    middle: int
+    last: int
+    highest: int
+    rows: int
+    unit: str
+
+
+def histogram(counts: np.ndarray, unit: str) -> Histogram:
+    """Lays out how many rows have which size.
+
+    Args:
+        counts: Number of rows per size, shape [largest size + 1].
+        unit: What is measured, plural, such as `characters`.
+
+    Returns:
+        The histogram; without bars if there is no row.
+    """
+    present = np.flatnonzero(counts)
+    if not len(present):
+        return Histogram([], 0, 0, 0, 0, 0, 0, unit)
+    least, most = int(present[0]), int(present[-1])
+    below = np.cumsum(counts)
+    rows = int(below[-1])
+    middle, usual = (int(np.searchsorted(below, share * rows)) for share in (0.5, 1 - TAIL))
+    limit = usual if most > TAIL_FACTOR * max(usual, 1) else most
+    width = max(1, -(-(limit - least + 1) // BINS))
+    edges = np.append(np.arange(least, limit + 1, width), [limit + 1] if limit < most else []).astype(np.int64)
+    sizes = np.add.reduceat(counts[: most + 1], edges).tolist()
+    bars = []
+    for i, (edge, size) in enumerate(zip(edges.tolist(), sizes, strict=True)):
+        end = int(edges[i + 1]) - 1 if i + 1 < len(sizes) else most
+        drawn = {"x": 100 * i / len(sizes), "width": 90 / len(sizes), "height": 100 * size / max(sizes)}
+        bars.append(drawn | {"label": f"{edge:,} to {end:,} {unit}: {size:,} rows"})
+    return Histogram(bars, least, most, middle, int(edges[-1]) if limit < most else 0, max(sizes), rows, unit)

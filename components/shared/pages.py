@@ -1,6 +1,7 @@
 """Report pages: one self-contained HTML file each, no script, no network."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def bars(counts: Sequence[int], width: float = 720.0, height: float = 120.0) -> 
     ]
 
 
+@cache
 def _environment(folder: Path) -> jinja2.Environment:
     loader = jinja2.FileSystemLoader([folder, Path(__file__).parent])
     environment = jinja2.Environment(

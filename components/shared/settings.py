@@ -1,7 +1,7 @@
 """Settings of a card: typed, checked, and refused with the nearest right name."""
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,13 +41,13 @@ class FieldSettings(CardSettings):
     """The settings that say where a row's text is; several cards share them.
 
     Attributes:
-        instruction_key: Column with the instruction.
+        instruction_key: Column with the instruction; empty for plain text.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
         chat_key: Column with a list of messages (`role`, `content`); when set, the three others are not looked at.
     """
 
-    instruction_key: str = Field("instruction", min_length=1)
+    instruction_key: str = "instruction"
     input_key: str = "input"
     output_key: str = Field("output", min_length=1)
     chat_key: str = ""
@@ -88,9 +88,18 @@ def _explain(model: type[BaseModel], mistake: Any, where: str) -> str:
         owner = model
         for part in path[:-1]:
             field = owner.model_fields.get(part)
-            if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            if field is None and part.isdigit():
+                continue  # the place in a list of models
+            inner = _model_of(field.annotation) if field else None
+            if inner is None:
                 break
-            owner = field.annotation
+            owner = inner
         known = sorted(owner.model_fields)
         return f"unknown setting {name!r}{nearest(path[-1], known)} (known here: {', '.join(known)})"
     return f"{name} = {mistake['input']!r}: {mistake['msg'].removeprefix('Value error, ')}"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model that a field holds, or a list of which it holds."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -1,7 +1,9 @@
 """Datasets between cards: folders of Parquet shards, written and read as a stream."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +16,19 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import whole_folder
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
+MOST_THREADS = 8  # each holds a batch
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 16_384
+GROUP_BYTES = 64 << 20  # a group of long rows ends earlier, since readers hold a whole group
 
 
 class ShardWriter:
     """Writes record batches into `part-00000.parquet`, `part-00001.parquet`, …; the folder appears when all is written.
 
-    Use it as a context manager; an exception inside leaves nothing behind.
+    Rows are gathered into groups of one size, however small the batches are. Use it as a context manager; an exception
+    inside leaves nothing behind.
     """
 
     def __init__(self, path: str | Path, schema: pa.Schema, rows_per_shard: int = ROWS_PER_SHARD) -> None:
@@ -39,6 +45,8 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
         self._shards = 0
         self._rows_in_shard = 0
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = self._waiting_bytes = 0
 
     def __enter__(self) -> Self:
         """Creates the folder that is written into."""
@@ -48,6 +56,25 @@ class ShardWriter:
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
         """Appends rows of the writer's schema."""
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        self.rows += table.num_rows
+        self._wait(table)
+        if self._waiting_bytes >= GROUP_BYTES:
+            self._write_waiting(self._waiting_rows)
+        elif self._waiting_rows >= ROWS_PER_GROUP:
+            self._write_waiting(self._waiting_rows // ROWS_PER_GROUP * ROWS_PER_GROUP)
+
+    def _wait(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        self._waiting_bytes += table.nbytes
+
+    def _write_waiting(self, rows: int) -> None:
+        """Writes the first `rows` of the rows that wait."""
+        table = pa.concat_tables(self._waiting)
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        if rows < table.num_rows:
+            self._wait(table.slice(rows))
+        table = table.slice(0, rows)
         while table.num_rows:
             if self._writer is None:
                 shard = self.folder / f"part-{self._shards:05}.parquet"
@@ -55,7 +82,6 @@ class ShardWriter:
                 self._shards, self._rows_in_shard = self._shards + 1, 0
             part = table.slice(0, self.rows_per_shard - self._rows_in_shard)
             self._writer.write_table(part, row_group_size=ROWS_PER_GROUP)
-            self.rows += part.num_rows
             self._rows_in_shard += part.num_rows
             if self._rows_in_shard >= self.rows_per_shard:
                 self._close_shard()
@@ -66,6 +92,8 @@ class ShardWriter:
     ) -> None:
         """Gives the folder its final name, or removes it after an exception."""
         try:
+            if kind is None and self._waiting:
+                self._write_waiting(self._waiting_rows)
             if kind is None and not self._shards:
                 self.write_empty_shard()
             self._close_shard()
@@ -146,6 +174,27 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, stream, end)
             yield cast(Item, item)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Works on several items at once, in threads: for work that pyarrow and numpy do without holding the interpreter.
+
+    Args:
+        work: What to do with an item; results must not depend on which items came before.
+        items: Anything that takes time to produce, such as `batches`.
+
+    Yields:
+        The results in the order of the items, whatever the number of cores.
+    """
+    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in read_ahead(items):
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def head(path: str | Path, rows: int) -> pa.Table:

@@ -1,17 +1,26 @@
 """The text of a row: which columns hold it, and how other values become text."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llm_finetune.components.shared.columns import as_text as as_text
+from llm_finetune.components.shared.columns import empty, trimmed
+from llm_finetune.components.shared.columns import is_text as is_text
+from llm_finetune.components.shared.conversations import (
+    TOOLS,
+    as_messages,
+    begins,
+    check_conversations,
+    ends,
+    flat_messages,
+    is_role,
+    spoken,
+)
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.settings import FieldSettings
-
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def check_columns(schema: pa.Schema, fields: FieldSettings) -> None:
                 hint = "; set input_key to '' for data without an input"
             raise UserError(f"{name} = {key!r}: no row has it{hint} (columns: {', '.join(schema.names)})")
     if fields.chat_key:
-        _check_messages(schema.field(fields.chat_key))
+        check_conversations(schema.field(fields.chat_key), "chat_key")
 
 
 def texts(batch: pa.RecordBatch, fields: FieldSettings) -> Texts:
@@ -89,109 +98,18 @@ def texts(batch: pa.RecordBatch, fields: FieldSettings) -> Texts:
         The trimmed fields; null becomes empty, numbers and lists become text.
     """
     if fields.chat_key:
-        return _conversation_texts(batch.column(fields.chat_key))
+        return _conversation_texts(as_messages(batch.column(fields.chat_key), TOOLS in batch.schema.names))
     keys = (fields.instruction_key, fields.input_key, fields.output_key)
     return Texts(*(trimmed(batch.column(key)) if key else empty(batch.num_rows) for key in keys))
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Tells whether a column type is text of any Arrow layout."""
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
-
-
-def as_text(column: pa.Array) -> pa.StringArray:
-    """Turns any column into text; null stays null.
-
-    Numbers are written as JSON writes them, lists and structures as JSON, NaN counts as null.
-
-    Args:
-        column: Values of one type.
-
-    Returns:
-        The same number of strings.
-
-    Raises:
-        UserError: If the column holds bytes.
-    """
-    kind = column.type
-    if pa.types.is_string(kind):
-        return column
-    if is_text(kind) or pa.types.is_null(kind):
-        return column.cast(pa.string())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        raise UserError("a column that should be text holds bytes; convert it before loading")
-    if pa.types.is_floating(kind):
-        values = (None if value is None or value != value else repr(value) for value in column.to_pylist())
-        return pa.array(values, pa.string())
-    if pa.types.is_nested(kind):
-        return pa.array((None if value is None else _as_json(value) for value in column.to_pylist()), pa.string())
-    return column.cast(pa.string())
-
-
-def empty(rows: int) -> pa.StringArray:
-    """Returns so many empty strings."""
-    return pa.repeat(pa.scalar(""), rows)
-
-
-def flat_messages(column: pa.Array) -> tuple[np.ndarray, pa.StringArray, pa.StringArray]:
-    """Returns the messages of all rows one after the other: row number, role, content.
-
-    Args:
-        column: Lists of messages.
-    """
-    flat = pc.list_flatten(column)
-    row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
-    return row, as_text(pc.struct_field(flat, "role")), as_text(pc.struct_field(flat, "content"))
-
-
-def ends(row: np.ndarray) -> np.ndarray:
-    """Returns True for the last message of each row, given the row numbers of `flat_messages`."""
-    last = np.ones(len(row), bool)
-    last[:-1] = row[1:] != row[:-1]
-    return last
-
-
-def begins(row: np.ndarray) -> np.ndarray:
-    """Returns True for the first message of each row, given the row numbers of `flat_messages`."""
-    return ends(row[::-1])[::-1]
-
-
-def is_role(roles: pa.StringArray, role: str) -> np.ndarray:
-    """Returns True for the messages of a role."""
-    return pc.equal(roles, role).fill_null(False).to_numpy(zero_copy_only=False)
-
-
-def bad_conversations(column: pa.Array) -> np.ndarray:
-    """Tells which conversations a chat template can't render.
-
-    Args:
-        column: Lists of messages.
-
-    Returns:
-        True per row where a role is unknown, a content is null, the system message is not the first, or user and
-        assistant do not take turns beginning with the user.
-    """
-    row, roles, contents = flat_messages(column)
-    role = pc.index_in(roles, value_set=pa.array(ROLES)).fill_null(-1).to_numpy(zero_copy_only=False)
-    first = begins(row)
-    before = np.roll(role, 1)
-    opens = first | (np.roll(first, 1) & (before == 0))  # the first turn after an optional system message
-    wrong = (role < 0) | contents.is_null().to_numpy(zero_copy_only=False)
-    wrong |= ~first & (role == 0)
-    wrong |= (role != 0) & opens & (role != 1)
-    wrong |= ~opens & (role == before)
-    spoken = np.bincount(row[role == 1], minlength=len(column)) if len(row) else np.zeros(len(column), int)
-    return (np.bincount(row[wrong], minlength=len(column)) > 0) | (spoken == 0)
-
-
 def _conversation_texts(column: pa.Array) -> Texts:
-    row, roles, contents = flat_messages(column)
-    contents = pc.utf8_trim_whitespace(contents.fill_null(""))
-    is_instruction = begins(row) & is_role(roles, "system")
-    is_answer = ends(row) & is_role(roles, "assistant")
+    row, messages = flat_messages(column)
+    said = spoken(messages)
+    is_instruction = begins(row) & is_role(messages, "system")
+    is_answer = ends(row) & is_role(messages, "assistant")
     parts = (is_instruction, ~is_instruction & ~is_answer, is_answer)
-    return Texts(*(_gathered(contents, row, part, len(column)) for part in parts))
+    return Texts(*(_gathered(said, row, part, len(column)) for part in parts))
 
 
 def _gathered(contents: pa.StringArray, row: np.ndarray, chosen: np.ndarray, rows: int) -> pa.StringArray:
@@ -200,29 +118,5 @@ def _gathered(contents: pa.StringArray, row: np.ndarray, chosen: np.ndarray, row
     return pc.binary_join(pa.ListArray.from_arrays(offsets, contents.filter(pa.array(chosen))), "\n")
 
 
-def _check_messages(field: pa.Field) -> None:
-    kind = field.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    parts = (
-        {part.name: part.type for part in kind.value_type} if is_list and pa.types.is_struct(kind.value_type) else {}
-    )
-    if all(name in parts and (is_text(parts[name]) or pa.types.is_null(parts[name])) for name in ("role", "content")):
-        return
-    found = f"messages with {', '.join(parts)}" if parts else str(kind)
-    raise UserError(
-        f"chat_key = {field.name!r}: expected a list of messages with a text `role` and a text `content`, "
-        f"found {found[:200]}"
-    )
-
-
-def trimmed(column: pa.Array) -> pa.StringArray:
-    """Returns a column as text without white space at its ends; null becomes empty."""
-    return pc.utf8_trim_whitespace(as_text(column).fill_null(""))
-
-
 def _joined(*columns: pa.StringArray) -> pa.StringArray:
     return pc.binary_join_element_wise(*columns, "\x1f")
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

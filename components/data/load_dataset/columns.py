@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.text import is_text
 
 NOTHING = pa.field("_", pa.null())  # stands in objects without fields, which Parquet can't write
 
@@ -44,6 +45,23 @@ def widened(old: pa.Schema, new: pa.Schema) -> pa.Schema | None:
     return pa.schema(fields)
 
 
+def is_json(schema: pa.Schema) -> bool:
+    """Tells whether all types are those that JSON rows are given."""
+    return all(_is_json(field.type) for field in schema)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _is_json(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_is_json(part.type) for part in kind)
+    return kind in (pa.null(), pa.bool_(), pa.int64(), pa.float64(), pa.string())
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
 def _plain(kind: pa.DataType, name: str, column: str, deepest: int) -> pa.DataType:
     if deepest == 0:
         raise UserError(f"{name}: column {column!r} is nested too deeply")
@@ -62,7 +80,11 @@ def _wider(old: pa.DataType, new: pa.DataType) -> pa.DataType | None:
         return old
     if pa.types.is_null(old):
         return new
-    if {old, new} == {pa.int64(), pa.float64()}:
+    if is_text(old) and is_text(new):
+        return pa.string()
+    if pa.types.is_integer(old) and pa.types.is_integer(new):
+        return pa.int64()
+    if _is_number(old) and _is_number(new):
         return pa.float64()
     if pa.types.is_list(old) and pa.types.is_list(new):
         item = _wider(old.value_type, new.value_type)

@@ -19,13 +19,16 @@ def load_dataset(
     hf_revision: str = "",
     sha256: str = "",
     seed: int = -1,
+    mixture: list = [],
+    source_column: str = "source",
     settings: dict = {},
     package_version: str = "",
 ):
     """Reads a dataset and keeps it as Parquet, with a preview of its first rows.
 
-    A file may be JSON Lines, a JSON array, CSV or Parquet, plain or packed as .gz or .zst; which one is told from its
-    content. Every row must have the same columns.
+    Files may be JSON Lines, a JSON array, CSV or Parquet, plain or packed as .gz or .zst; which one is told from the
+    content. Every row must have the same columns. Object stores take their credentials from the environment of the
+    step, as their own tools do (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS and so on).
 
     Args:
         raw_dataset: The rows as they came.
@@ -33,13 +36,21 @@ def load_dataset(
         source_type: `huggingface` (hf_dataset), `jsonl_url` (the file there) or `jsonl_path` (the file there).
         hf_dataset: Name of a dataset on the Hub. A gated one needs a token in the variable HF_TOKEN of the step.
         hf_split: Split of the Hub dataset.
-        jsonl_path: A file: a path, or a URL that begins with s3://, gs://, hf:// or https://.
-        jsonl_url: A file at a URL that begins with https://, s3://, gs:// or hf://.
+        jsonl_path: One or several files, with commas between them: paths, or URLs that begin with s3://, gs://, hf://
+            or https://. `*`, `?`, `[...]` and `**` are patterns, such as s3://bucket/data/*.jsonl.gz, but not in
+            https:// URLs; what they match is read in the order of names, without files that begin with `.` or `_`.
+        jsonl_url: One or several files, as in jsonl_path, at URLs alone.
         max_samples: Rows to take; reading stops there. 0 takes all.
         hf_config: Configuration of the Hub dataset, where it has several.
         hf_revision: Branch, tag or commit of the Hub dataset; the commit it means is recorded.
-        sha256: Checksum that the file must have, 64 hexadecimal digits; empty for any.
+        sha256: Checksum that the file must have, 64 hexadecimal digits; of several files, one for each, with commas
+            between them; empty for any.
         seed: -1 takes the first max_samples rows; 0 or more draws them by chance, which reads the whole source.
+        mixture: Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, `hf_split`,
+            `hf_revision`) or `path` (and `sha256`), `weight` (1 by default), `name`, and `columns` (new name to old, to
+            choose and rename). Weights are shares of the result: it has max_samples rows, or as many as the smallest
+            source allows at its share; no row is taken twice.
+        source_column: Column that holds the name of each row's source in a mixture; empty for none.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
@@ -50,4 +61,5 @@ def load_dataset(
     with card(package_version):
         chosen = step.Settings.of(arguments)
         facts = step.load_dataset(raw_dataset.path, preview.path, chosen)
-        raw_dataset.metadata.update(facts.metadata() | lineage(seed=chosen.seed if chosen.seed >= 0 else None))
+        drawn_with = chosen.seed if chosen.seed >= 0 else None
+        raw_dataset.metadata.update(facts.metadata() | lineage(seed=drawn_with, origin=facts.origin()))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,13 @@ BLOCK = 8 << 20
 LONGEST_LINE = 64 << 20
 DEEPEST = 64
 
-_BRACKETS = np.zeros(256, np.int32)
-_BRACKETS[[0x5B, 0x7B]] = 1
-_BRACKETS[[0x5D, 0x7D]] = -1
+_STEPS = np.zeros(256, np.int32)  # what a bracket does to the depth
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def line_blocks(stream: pa.NativeFile, name: str) -> Iterator[bytes]:
+def line_blocks(stream: Any, name: str) -> Iterator[tuple[bytes, int]]:
     """Cuts a stream into blocks of whole lines.
 
     Args:
@@ -29,7 +31,8 @@ def line_blocks(stream: pa.NativeFile, name: str) -> Iterator[bytes]:
         name: The file, for messages.
 
     Yields:
-        Blocks that each end after a line, the first one small so that a few rows need little reading.
+        Blocks that each end after a line, the first one small so that a few rows need little reading, and the number of
+        line ends in each.
 
     Raises:
         UserError: If a line is longer than 64 MiB.
@@ -39,8 +42,9 @@ def line_blocks(stream: pa.NativeFile, name: str) -> Iterator[bytes]:
         end = chunk.rfind(b"\n") + 1
         if end:
             block = rest + chunk[:end] if rest else chunk[:end]
-            lines += block.count(b"\n")
-            yield block
+            count = int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))  # thrice as fast as bytes.count
+            lines += count
+            yield block, count
             rest = chunk[end:]
         else:
             rest += chunk
@@ -50,11 +54,11 @@ def line_blocks(stream: pa.NativeFile, name: str) -> Iterator[bytes]:
             )
         size = min(2 * size, BLOCK)
     if rest.strip():
-        yield rest
+        yield rest, 0
 
 
 def parse(
-    blocks: Iterable[bytes], name: str, schema: pa.Schema | None = None, unit: str = "line"
+    blocks: Iterable[tuple[bytes, int]], name: str, schema: pa.Schema | None = None, unit: str = "line"
 ) -> Iterator[pa.RecordBatch]:
     """Parses blocks of JSON rows.
 
@@ -62,7 +66,7 @@ def parse(
     where whole ones were, text where only null was) ends the parse, so that the caller can begin again with it.
 
     Args:
-        blocks: One JSON object per line.
+        blocks: One JSON object per line, and the number of line ends.
         name: The file, for messages.
         schema: Columns and types; those of the first block by default.
         unit: What a line is called in messages.
@@ -75,16 +79,15 @@ def parse(
         UserError: If a row is not JSON, or not like the others.
     """
     first_line = 1
-    for block in blocks:
+    for block, lines in blocks:
         place = explain.Place(name, first_line, unit)
-        first_line += block.count(b"\n")
-        if not block.strip():
+        first_line += lines
+        if block.isspace():
             continue
         _refuse_depth(block, place)
         if schema is None:
             schema = _inferred(block, place)
-        table = _table(block, schema, place)
-        yield from table.to_batches()
+        yield from _table(block, schema, place, lines).to_batches()
 
 
 def _inferred(block: bytes, place: explain.Place) -> pa.Schema:
@@ -99,13 +102,13 @@ def _inferred(block: bytes, place: explain.Place) -> pa.Schema:
     return plain_types(found, place.name, DEEPEST)
 
 
-def _table(block: bytes, schema: pa.Schema, place: explain.Place) -> pa.Table:
+def _table(block: bytes, schema: pa.Schema, place: explain.Place, lines: int) -> pa.Table:
     try:
         table = _read(block, schema, 1 << 20)
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         table = _again(block, schema, place, str(error))
-    if table.num_rows != block.count(b"\n") + (not block.endswith(b"\n")):
+    if table.num_rows != lines + (not block.endswith(b"\n")):
         explain.check_one_row_per_line(block, place)
     explain.check_present(table, block, place)
     return table
@@ -144,9 +147,8 @@ def _read(block: bytes, schema: pa.Schema | None, block_size: int) -> pa.Table:
 
 def _refuse_depth(block: bytes, place: explain.Place) -> None:
     """Refuses nesting so deep that the C++ parser would run out of stack; brackets inside text count too."""
-    data = np.frombuffer(block, np.uint8)
-    brackets = data[(data & 0xD9) == 0x59]  # [ ] { } and four other characters
-    if len(brackets) and np.cumsum(_BRACKETS[brackets]).max() > 1000:
+    brackets = np.frombuffer(block.translate(None, _NO_BRACKETS), np.uint8)
+    if len(brackets) and np.cumsum(_STEPS[brackets]).max() > 1000:
         for number, line in enumerate(block.split(b"\n"), place.first_line):
             if line.count(b"[") + line.count(b"{") > DEEPEST:
                 try:

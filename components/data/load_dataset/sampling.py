@@ -11,31 +11,27 @@ from llm_finetune.components.shared.duplicates import mixed
 from llm_finetune.components.shared.errors import UserError
 
 
-def sampled(
-    batches: Iterable[pa.RecordBatch], count: int, seed: int, folder: Path, name: str
-) -> Iterator[pa.RecordBatch]:
-    """Chooses rows; every set of `count` rows is equally likely.
+def chosen(folder: Path, count: int, seed: int) -> Iterator[pa.RecordBatch]:
+    """Chooses rows of a dataset on disk.
 
     Args:
-        batches: All rows, of one schema.
+        folder: The dataset.
         count: Rows to choose; all if there are fewer.
-        seed: Seed of the choice.
-        folder: A place to keep all rows on disk meanwhile.
-        name: Where they come from.
+        seed: Seed of the choice, in which every set of `count` rows is equally likely; -1 takes the first rows.
 
     Yields:
         The chosen rows in their old order.
     """
-    first, batches = first_of(batches, name)
-    with tables.ShardWriter(folder, first.schema) as writer:
-        for batch in batches:
-            writer.write(batch)
-    keys = mixed(np.arange(writer.rows, dtype=np.uint64), seed)
-    chosen = np.zeros(writer.rows, bool)
-    chosen[np.argpartition(keys, count - 1)[:count] if count < writer.rows else slice(None)] = True
+    if seed < 0:
+        yield from first_rows(tables.batches(folder), count)
+        return
+    rows = tables.count_rows(folder)
+    keys = mixed(np.arange(rows, dtype=np.uint64), seed)
+    is_chosen = np.zeros(rows, bool)
+    is_chosen[np.argpartition(keys, count - 1)[:count] if count < rows else slice(None)] = True
     start = 0
     for batch in tables.batches(folder):
-        yield batch.filter(pa.array(chosen[start : start + batch.num_rows]))
+        yield batch.filter(pa.array(is_chosen[start : start + batch.num_rows]))
         start += batch.num_rows
 
 

@@ -2,15 +2,18 @@
 
 import contextlib
 import hashlib
+import io
 import shutil
 import tempfile
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from llm_finetune.components.data.load_dataset import web
 from llm_finetune.components.shared.card import is_disk_full
 from llm_finetune.components.shared.errors import UserError, nearest
 
@@ -24,7 +27,10 @@ ARCHIVES = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
-SILENCE_SECONDS = 60  # a server that sends nothing for so long is given up
+# Each has error classes of its own.
+LIBRARIES = ("aiohttp", "fsspec", "requests", "urllib3", "botocore", "s3fs", "gcsfs", "google.", "huggingface_hub",
+             "httpx", "httpcore")  # fmt: skip
+RANGE_BYTES = 1 << 20  # least part of a remote file that is asked for
 
 
 class Source:
@@ -37,6 +43,7 @@ class Source:
             location: A path or a URL.
         """
         parts = urllib.parse.urlsplit(location)
+        self.is_web = parts.scheme in ("http", "https")
         self.is_local = len(parts.scheme) < 2 or parts.scheme == "file"
         self.location = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else location
         self.name = self.location if self.is_local else _without_secrets(parts)
@@ -80,12 +87,15 @@ class Source:
         with self.explained(), contextlib.ExitStack() as stack:
             if self.is_local:
                 yield stack.enter_context(open(self.location, "rb"))
-                return
-            system, path = _file_system(self.location)
-            file = stack.enter_context(system.open(path, "rb"))
-            if getattr(file, "size", None) is None:
-                file = stack.enter_context(open(stack.enter_context(self.fetched("")).location, "rb"))
-            yield file
+            elif not self.is_web:
+                yield stack.enter_context(opened(self.location))
+            else:
+                file = self._web_file()
+                stack.callback(file.close)
+                if file.has_ranges:
+                    yield io.BufferedReader(web.Seekable(file), RANGE_BYTES)
+                else:
+                    yield stack.enter_context(open(stack.enter_context(self.fetched("")).location, "rb"))
 
     @contextlib.contextmanager
     def fetched(self, sha256: str) -> Iterator["Source"]:
@@ -104,7 +114,7 @@ class Source:
             local = Source(self.location)
             if not self.is_local:
                 path = Path(folder) / (Path(urllib.parse.urlsplit(self.location).path).name or "data")
-                with self._raw() as raw, path.open("wb") as file:
+                with self._raw(bool(sha256)) as raw, path.open("wb") as file:
                     shutil.copyfileobj(Checked(raw, self), file, 1 << 20)
                 local = Source(str(path))
                 local.name = self.name
@@ -128,7 +138,7 @@ class Source:
         except FileNotFoundError:
             raise UserError(f"{self.name} does not exist{self._beside()}") from None
         except IsADirectoryError:
-            raise UserError(f"{self.name} is a folder; name one file in it") from None
+            raise UserError(f"{self.name} is a folder; name its files, such as {self.name}/*.jsonl") from None
         except PermissionError as error:
             raise UserError(f"{self.name} may not be read: {error}. Check the path and the credentials") from None
         except Exception as error:
@@ -137,21 +147,23 @@ class Source:
             raise UserError(f"{self.name} could not be read: {_reason(error)}") from error
 
     @contextlib.contextmanager
-    def _raw(self) -> Iterator[BinaryIO]:
+    def _raw(self, size_may_be_unknown: bool = False) -> Iterator[BinaryIO | web.WebFile]:
         if self.is_local:
             with open(self.location, "rb") as file:
                 yield file
-            return
-        system, path = _file_system(self.location)
-        if not self.location.startswith(("http://", "https://")):
-            with system.open(path, "rb") as file:
+        elif self.is_web:
+            with contextlib.closing(self._web_file(size_may_be_unknown)) as web_file:
+                yield web_file
+        else:
+            with opened(self.location) as file:
+                details = getattr(file, "details", None) or {}
+                self.revision = str(details.get("ETag") or details.get("etag") or "").strip('"')
                 yield file
-            return
-        # A size other than 0 keeps fsspec from asking for it first; block_size 0 streams one plain request.
-        with system.open(path, "rb", block_size=0, size=1) as file:
-            headers = file.r.headers
-            self.revision = headers.get("ETag", "").strip('"')
-            yield file
+
+    def _web_file(self, size_may_be_unknown: bool = False) -> web.WebFile:
+        file = web.WebFile(self.location, self.name, size_may_be_unknown)
+        self.revision = file.revision
+        return file
 
     def _beside(self) -> str:
         folder = Path(self.location).parent
@@ -165,7 +177,7 @@ class Source:
 class Checked:
     """A reader that can look at the first bytes and raises when a stream ends before its announced length."""
 
-    def __init__(self, raw: BinaryIO, source: Source) -> None:
+    def __init__(self, raw: BinaryIO | web.WebFile, source: Source) -> None:
         """Wraps a stream.
 
         Args:
@@ -176,10 +188,7 @@ class Checked:
         self.closed = False
         self._ahead = b""
         self._done = 0
-        response = getattr(raw, "r", None)
-        packed = response is not None and response.headers.get("Content-Encoding", "identity") != "identity"
-        length = response.headers.get("Content-Length") if response is not None and not packed else None
-        self.expected = int(length) if length else getattr(raw, "size", None)
+        self._size = getattr(raw, "size", None)
 
     def peek(self, count: int) -> bytes:
         """Returns the first bytes without consuming them."""
@@ -195,43 +204,38 @@ class Checked:
         return self._next(count)
 
     def _next(self, count: int) -> bytes:
-        try:
-            data = self.raw.read(count)
-        except Exception as error:
-            if type(error).__name__ in ("ClientPayloadError", "ServerDisconnectedError"):
-                raise UserError(self._cut_off()) from None
-            raise
+        data = self.raw.read(count)
         self._done += len(data)
-        if not data and count and self.expected is not None and self._done < self.expected:
-            raise UserError(self._cut_off())
+        if not data and count and self._size is not None and self._done < self._size:
+            raise UserError(
+                f"{self.source.name}: the connection ended after {self._done:,} of {self._size:,} bytes. "
+                "Nothing was kept; run the step again"
+            )
         return data
-
-    def _cut_off(self) -> str:
-        whole = f" of {self.expected:,}" if self.expected else ""
-        return (
-            f"{self.source.name}: the connection ended after {self._done:,}{whole} bytes. "
-            "Nothing was kept; run the step again"
-        )
 
     def close(self) -> None:
         """Does nothing: who opened the stream closes it."""
 
 
-def _file_system(location: str) -> tuple[Any, str]:
+def opened(location: str) -> Any:
+    """Opens a file of an object store or of the Hub."""
+    system, path = file_system(location)
+    return system.open(path, "rb")
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """Returns the file system behind a URL, and the path in it.
+
+    Raises:
+        UserError: If the scheme is unknown.
+    """
     import fsspec
 
-    scheme = location.partition("://")[0]
-    options: dict[str, Any] = {}
-    if scheme in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE_SECONDS)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
     try:
-        system, path = fsspec.core.url_to_fs(location, **options)
+        return fsspec.core.url_to_fs(location)
     except (ValueError, ImportError) as error:
+        scheme = location.partition("://")[0]
         raise UserError(f"{scheme}:// is not a place this card can read from ({error})") from None
-    return system, path
 
 
 def _without_secrets(parts: urllib.parse.SplitResult) -> str:
@@ -240,9 +244,8 @@ def _without_secrets(parts: urllib.parse.SplitResult) -> str:
 
 
 def _is_about_reading(error: Exception) -> bool:
-    """Tells storage libraries' errors (each has its own classes) from mistakes in this program."""
-    libraries = ("aiohttp", "fsspec", "botocore", "s3fs", "gcsfs", "google.", "huggingface_hub", "httpx", "httpcore")
-    return isinstance(error, OSError | TimeoutError | EOFError) or type(error).__module__.startswith(libraries)
+    """Tells errors of storage from mistakes in this program."""
+    return isinstance(error, OSError | TimeoutError | EOFError) or type(error).__module__.startswith(LIBRARIES)
 
 
 def _reason(error: Exception) -> str:
@@ -251,6 +254,4 @@ def _reason(error: Exception) -> str:
         return f"the server answered {status}: it wants credentials"
     if status:
         return f"the server answered {status}"
-    if isinstance(error, TimeoutError):
-        return f"nothing came for {SILENCE_SECONDS} s"
     return f"{error}" or type(error).__name__

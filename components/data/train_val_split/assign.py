@@ -9,7 +9,9 @@ from llm_finetune.components.shared.errors import UserError
 SEARCH_BITS = 400_000_000
 
 
-def validation_rows(labels: np.ndarray, content: np.ndarray, val_ratio: float, seed: int) -> np.ndarray:
+def validation_rows(
+    labels: np.ndarray, content: np.ndarray, val_ratio: float, seed: int, strata: np.ndarray | None = None
+) -> np.ndarray:
     """Chooses the validation rows.
 
     The order in which groups are taken is a keyed hash of their content: it does not depend on the machine, nor on the
@@ -20,6 +22,8 @@ def validation_rows(labels: np.ndarray, content: np.ndarray, val_ratio: float, s
         content: Hash of each row, shape [rows, 2].
         val_ratio: Share of the rows that is wanted.
         seed: Key of the hash.
+        strata: Kind of each row, from 0; each kind is to have its share of the validation rows. A group of several
+            kinds counts as one of them.
 
     Returns:
         True for validation, shape [rows].
@@ -41,8 +45,35 @@ def validation_rows(labels: np.ndarray, content: np.ndarray, val_ratio: float, s
     np.minimum.at(identity, labels, content[:, 0])
     order = np.lexsort((identity, mixed(identity, seed)))
     chosen = np.zeros(groups, bool)
-    chosen[order[_filled(sizes[order], target)]] = True
+    if strata is None:
+        chosen[order[_filled(sizes[order], target)]] = True
+        return chosen[labels]
+    kind = _kinds(labels, content, strata, groups)
+    for number, wanted in enumerate(_shares(np.bincount(kind, weights=sizes), target)):
+        own = order[kind[order] == number]
+        if wanted and len(own):
+            places = _filled(sizes[own], wanted)
+            if sizes[own[places]].sum() < 2 * wanted:  # else nothing is nearer
+                chosen[own[places]] = True
+    if not chosen.any() or chosen.all():
+        raise UserError("the groups are too large for their kinds to be split; choose another stratify_key or none")
     return chosen[labels]
+
+
+def _kinds(labels: np.ndarray, content: np.ndarray, strata: np.ndarray, groups: int) -> np.ndarray:
+    """Returns the kind of each group: that of its row with the least hash."""
+    kind = np.zeros(groups, np.int64)
+    order = np.lexsort((strata, content[:, 1], content[:, 0]))[::-1]
+    kind[labels[order]] = strata[order]  # the last one counts
+    return kind
+
+
+def _shares(sizes: np.ndarray, target: int) -> list[int]:
+    """Divides a number of rows among kinds as their sizes are, by the largest remainders."""
+    exact = sizes * target / sizes.sum()
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: target - int(shares.sum())]] += 1
+    return shares.tolist()
 
 
 def _filled(sizes: np.ndarray, target: int) -> np.ndarray:

@@ -14,6 +14,7 @@ def train_val_split(
     val_ratio: float = 0.1,
     shuffle_seed: int = 42,
     group_key: str = "",
+    stratify_key: str = "",
     near_threshold: float = 0.8,
     instruction_key: str = "instruction",
     input_key: str = "input",
@@ -35,6 +36,8 @@ def train_val_split(
         val_ratio: Share of the rows for validation, between 0 and 1; reached as nearly as whole groups allow.
         shuffle_seed: Seed of choice and order.
         group_key: Column whose equal values stay on one side (a document, a user); empty for none.
+        stratify_key: Column whose values both sides are to have in the same shares (a kind, a source, a language), as
+            far as groups allow; empty for none.
         near_threshold: Share of common text (Jaccard similarity) from which rows are near-duplicates; 0 keeps only
             equal rows together.
         instruction_key: Column with the instruction.

@@ -1,14 +1,18 @@
 """Rows that must stay together: duplicates, near-duplicates, and rows of one group."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import NearDuplicates, hashes, normalised
+from llm_finetune.components.shared.duplicates import NearDuplicates, bytes_of, hashes, normalised
+from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.text import FieldSettings, Texts, as_text, empty, texts, trimmed
 
 # Above so many rows near-duplicates are not looked for: about a millisecond and 3 KB each.
@@ -16,6 +20,8 @@ NEAR_ROWS = 100_000
 # A row that already has so many near-duplicates is not indexed: they stand for it, and dense data stays linear.
 NEIGHBOURS = 32
 CLOSE_MARGIN = 0.1
+MOST_STRATA = 1_000
+SEPARATOR = 0x1F  # between the fields of `Texts.whole`
 
 
 @dataclass
@@ -31,6 +37,8 @@ class Rows:
         close: Pairs a little below the threshold.
         looked_for_pairs: Whether the two were looked for at all.
         bytes: Size of the dataset in memory.
+        strata: Number of the row's value of `stratify_key`, shape [rows]; None without one.
+        stratum_names: The values, by number.
     """
 
     content: np.ndarray
@@ -41,50 +49,116 @@ class Rows:
     close: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     looked_for_pairs: bool = False
     bytes: int = 0
+    strata: np.ndarray | None = None
+    stratum_names: list[str] = field(default_factory=list)
 
 
-def read(dataset: str | Path, fields: FieldSettings, group_key: str, near_threshold: float) -> Rows:
+def read(
+    dataset: str | Path, fields: FieldSettings, group_key: str, stratify_key: str, near_threshold: float, copy: Path
+) -> Rows:
     """Reads a dataset once.
 
     Args:
         dataset: Folder with the rows.
         fields: Columns with the text; if the dataset has none of them, every column counts as text.
         group_key: Column whose equal values stay together; empty for none.
+        stratify_key: Column whose values both sides have in the same shares; empty for none.
         near_threshold: Similarity of near-duplicates; 0 does not look for them.
+        copy: File to write the rows to as they are in memory: to read them from Parquet again would take far longer.
 
     Returns:
         Hashes and pairs.
     """
     near = NearDuplicates(near_threshold) if near_threshold and tables.count_rows(dataset) <= NEAR_ROWS else None
-    content: list[np.ndarray] = []
-    prompt: list[np.ndarray] = []
-    group: list[np.ndarray] = []
-    has_group: list[np.ndarray] = []
     pairs: list[tuple[int, int]] = []
     close: list[tuple[int, int]] = []
+    parts = []
+    names: dict[str, int] = {}
     rows = size = 0
-    for batch in tables.read_ahead(tables.batches(dataset)):
-        text = _texts(batch, fields)
-        content.append(hashes(normalised(text.whole())))
-        prompt.append(hashes(normalised(text.prompt())))
-        if group_key:
-            values = as_text(batch.column(group_key))
-            group.append(hashes(values.fill_null(""))[:, 0])
-            has_group.append(values.is_valid().to_numpy(zero_copy_only=False))
-        if near:
-            _add_pairs(near, normalised(text.own()), rows, pairs, close)
-        rows += batch.num_rows
-        size += batch.nbytes
+    look = partial(_look_at, fields=fields, group_key=group_key, stratify_key=stratify_key, with_own=near is not None)
+    for part in tables.in_parallel(look, _copied(tables.batches(dataset), tables.schema(dataset), copy)):
+        if near and part.own is not None:
+            _add_pairs(near, part.own, rows, pairs, close)
+            part.own = None
+        if part.stratum is not None:
+            part.strata = np.array([names.setdefault(name, len(names)) for name in part.names], np.int64)[part.stratum]
+        rows += len(part.content)
+        size += part.bytes
+        parts.append(part)
+    if len(names) > MOST_STRATA:
+        raise UserError(
+            f"stratify_key = {stratify_key!r} has {len(names):,} different values, more than {MOST_STRATA:,}: it is no "
+            "kind of row. To keep equal values on one side, use group_key"
+        )
     return Rows(
-        _stacked(content),
-        _stacked(prompt),
-        np.concatenate(group) if group else None,
-        np.concatenate(has_group) if has_group else None,
+        _stacked([part.content for part in parts]),
+        _stacked([part.prompt for part in parts]),
+        np.concatenate([part.group for part in parts]) if group_key and parts else None,
+        np.concatenate([part.has_group for part in parts]) if group_key and parts else None,
         np.array(pairs, np.int64).reshape(-1, 2),
         np.array(close, np.int64).reshape(-1, 2),
         near is not None,
         size,
+        _ranks(names)[np.concatenate([part.strata for part in parts])] if stratify_key and parts else None,
+        sorted(names),
     )
+
+
+@dataclass
+class _Part:
+    """What is read of one batch; the attributes are those of `Rows`, and `own` is the text of near-duplicates."""
+
+    content: np.ndarray
+    prompt: np.ndarray
+    bytes: int
+    group: np.ndarray | None = None
+    has_group: np.ndarray | None = None
+    own: pa.StringArray | None = None
+    stratum: np.ndarray | None = None
+    strata: np.ndarray | None = None
+    names: list[str] = field(default_factory=list)
+
+
+def _copied(batches: Iterable[pa.RecordBatch], schema: pa.Schema, copy: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(copy), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write(batch)
+            yield batch
+
+
+def _ranks(names: dict[str, int]) -> np.ndarray:
+    """Returns for each number the place of its name among all, which does not depend on the order of the rows."""
+    place = {name: rank for rank, name in enumerate(sorted(names))}
+    return np.array([place[name] for name in names], np.int64)
+
+
+def _look_at(batch: pa.RecordBatch, fields: FieldSettings, group_key: str, stratify_key: str, with_own: bool) -> _Part:
+    text = _texts(batch, fields)
+    whole = normalised(text.whole())
+    part = _Part(hashes(whole), _prompt_hashes(whole, text), batch.nbytes)
+    if group_key:
+        values = as_text(batch.column(group_key))
+        part.group = hashes(values.fill_null(""))[:, 0]
+        part.has_group = values.is_valid().to_numpy(zero_copy_only=False)
+    if with_own:
+        part.own = normalised(text.own())
+    if stratify_key:
+        encoded = as_text(batch.column(stratify_key)).fill_null("").dictionary_encode()
+        part.stratum = encoded.indices.to_numpy(zero_copy_only=False)
+        part.names = encoded.dictionary.to_pylist()
+    return part
+
+
+def _prompt_hashes(whole: pa.StringArray, text: Texts) -> np.ndarray:
+    """Returns the hashes of what a row asks: of the normalised text up to the separator before the answer."""
+    offsets, data = bytes_of(whole)
+    separators = np.flatnonzero(data == SEPARATOR)
+    if len(separators) != 2 * len(whole):  # the data holds the character itself
+        return hashes(normalised(text.prompt()))
+    view, digest = memoryview(data.data), xxhash.xxh3_128_digest
+    ends = zip(offsets[:-1].tolist(), separators[1::2].tolist(), strict=True)
+    joined = b"".join([digest(view[start:end]) for start, end in ends])
+    return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def labels(rows: Rows) -> np.ndarray:

@@ -11,6 +11,7 @@ class Settings(FieldSettings):
     val_ratio: float = Field(0.1, gt=0, lt=1)
     shuffle_seed: int = Field(42, ge=0)
     group_key: str = ""
+    stratify_key: str = ""
     near_threshold: float = Field(0.8, ge=0, le=1)
 
     @field_validator("near_threshold")

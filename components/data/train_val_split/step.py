@@ -18,6 +18,8 @@ from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.text import check_columns
 
+SHOWN_STRATA = 50
+
 
 @dataclass(frozen=True)
 class Leakage:
@@ -48,6 +50,7 @@ class Facts:
         kept_together: Rows that had to stay with others.
         groups: Number of groups, a row by itself being one.
         leakage: What is left in common.
+        strata: Rows for training and for validation by value of `stratify_key`.
         columns: Names of the columns.
         train_content_hash: Hash of the training files.
         val_content_hash: Hash of the validation files.
@@ -58,6 +61,7 @@ class Facts:
     kept_together: int
     groups: int
     leakage: Leakage
+    strata: dict[str, tuple[int, int]]
     columns: list[str]
     train_content_hash: str
     val_content_hash: str
@@ -75,6 +79,7 @@ class Facts:
             "share": rows / (self.train_rows + self.val_rows),
             "columns": self.columns,
             "leakage": asdict(self.leakage),
+            "strata": {name: rows[split == "val"] for name, rows in self.strata.items()},
             "content_hash": self.train_content_hash if split == "train" else self.val_content_hash,
         }
 
@@ -104,19 +109,23 @@ def train_val_split(
     schema = tables.schema(clean_dataset)
     if settings.chat_key:
         check_columns(schema, settings)
-    if settings.group_key and settings.group_key not in schema.names:
-        raise UserError(
-            f"group_key = {settings.group_key!r}: no row has it{nearest(settings.group_key, schema.names)} "
-            f"(columns: {', '.join(schema.names)})"
-        )
-    rows = groups.read(clean_dataset, settings, settings.group_key, settings.near_threshold)
-    labels = groups.labels(rows)
-    is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed)
+    for name in ("group_key", "stratify_key"):
+        key = getattr(settings, name)
+        if key and key not in schema.names:
+            raise UserError(
+                f"{name} = {key!r}: no row has it{nearest(key, schema.names)} (columns: {', '.join(schema.names)})"
+            )
     train_dataset, val_dataset = Path(train_dataset), Path(val_dataset)
     train_dataset.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=train_dataset.parent) as scratch:
+        copy = Path(scratch) / "rows.arrow"
+        rows = groups.read(
+            clean_dataset, settings, settings.group_key, settings.stratify_key, settings.near_threshold, copy
+        )
+        labels = groups.labels(rows)
+        is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed, rows.strata)
         outputs = [train_dataset, val_dataset]
-        write_shuffled(Path(clean_dataset), outputs, is_val, _order(rows, settings), rows.bytes, Path(scratch))
+        write_shuffled(copy, outputs, is_val, _order(rows, settings), rows.bytes, Path(scratch))
     sizes = np.bincount(labels)
     facts = Facts(
         train_rows=int(len(is_val) - is_val.sum()),
@@ -124,6 +133,7 @@ def train_val_split(
         kept_together=int(sizes[sizes > 1].sum()),
         groups=len(sizes),
         leakage=leakage(rows, is_val),
+        strata=strata(rows, is_val),
         columns=schema.names,
         train_content_hash=content_hash(train_dataset),
         val_content_hash=content_hash(val_dataset),
@@ -162,9 +172,20 @@ def leakage(rows: groups.Rows, is_val: np.ndarray) -> Leakage:
     )
 
 
+def strata(rows: groups.Rows, is_val: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Returns the rows for training and for validation by value of `stratify_key`; nothing without one."""
+    if rows.strata is None:
+        return {}
+    count = len(rows.stratum_names)
+    train, val = (np.bincount(rows.strata[side], minlength=count).tolist() for side in (~is_val, is_val))
+    return dict(zip(rows.stratum_names, zip(train, val, strict=True), strict=True))
+
+
 def _shared(hashes: np.ndarray, is_val: np.ndarray) -> np.ndarray:
     """Returns True for the validation rows whose hash is in training too."""
-    return is_val & np.isin(hashes[:, 0], hashes[~is_val, 0])
+    shared = np.zeros(len(is_val), bool)
+    shared[is_val] = np.isin(hashes[is_val, 0], hashes[~is_val, 0])
+    return shared
 
 
 def _order(rows: groups.Rows, settings: Settings) -> np.ndarray:
@@ -185,6 +206,11 @@ def _show(preview: str | Path, facts: Facts, settings: Settings, looked_for_pair
         title="Train/Val Split",
         facts=facts,
         splits=splits,
+        strata=[
+            (name or "(empty)", train, val, f"{100 * val / (train + val):.2f} %")
+            for name, (train, val) in list(facts.strata.items())[:SHOWN_STRATA]
+        ],
+        more_strata=max(len(facts.strata) - SHOWN_STRATA, 0),
         settings=settings,
         wanted=f"{100 * settings.val_ratio:g} %",
         off=abs(facts.val_rows / total - settings.val_ratio) > max(0.1 * settings.val_ratio, 1 / total),

@@ -231,9 +231,10 @@ def test_other_mistakes(tmp_path):
     assert "did you mean 'output'?" in refused(tmp_path, ROWS, output_key="outputs")
     assert "no training row can be used: 1 no output" in refused(tmp_path, [{**ROWS[0], "output": ""}])
     assert "system_prompt belongs to" in refused(tmp_path, ROWS, system_prompt="x")
-    assert "need template = 'chat'" in refused(tmp_path, ROWS, chat_key="messages")
     messages = [{"messages": [{"role": "user", "content": "x"}]}]
-    assert "set chat_key to 'messages'" in refused(tmp_path, messages, template="chat")
+    assert "need template = 'chat'" in refused(tmp_path, messages, chat_key="messages")
+    assert "need template = 'chat'" in refused(tmp_path, messages)
+    assert "no training row can be used: 1 no output" in refused(tmp_path, messages, template="chat")
 
 
 def test_numbers_and_lists_become_text(tmp_path):
@@ -291,9 +292,115 @@ def test_conversations_pass_through(tmp_path):
 
 
 def test_messages_of_another_shape_are_refused(tmp_path):
-    shared = [{"messages": [{"from": "human", "value": "x"}]}]
-    assert "found messages with from, value" in refused(tmp_path, shared, template="chat", chat_key="messages")
-    assert "found string" in refused(tmp_path, [{"messages": "[]"}], template="chat", chat_key="messages")
+    def why(messages):
+        return refused(tmp_path, [{"messages": messages}], template="chat", chat_key="messages")
+
+    assert "found messages with who, says" in why([{"who": "human", "says": "x"}])
+    assert "found list<element: string>" in why(["x"])
+    assert "content of its messages is a list of parts" in why([{"role": "user", "content": [{"type": "text"}]}])
+    assert "mixes two layouts" in why([{"role": "user", "content": "x"}, {"from": "human", "value": "x"}])
+    assert "1 bad conversation" in why("no JSON")
+
+
+def test_layouts_are_recognised(tmp_path):
+    facts, rows = formatted(
+        tmp_path, [{"prompt": "Q", "completion": "A", "text": "x"}], template="{instruction}>{output}"
+    )
+    assert (facts.layout, rows) == ("prompt and completion", [{"prompt": "Q>", "completion": "A"}])
+    facts, rows = formatted(tmp_path, [{"text": "Once {upon}"}, {"text": " "}])
+    assert (facts.layout, facts.template, facts.skipped) == ("plain text", "{output}", {"no_output": 1})
+    assert rows == [{"prompt": "", "completion": "Once {upon}"}]
+    template = (tmp_path / "train" / "chat_template.jinja").read_text()
+    assert rendered(template, [{"role": "user", "content": "Once {"}], add_generation_prompt=True) == "Once {"
+    sharegpt = {
+        "conversations": [
+            {"from": "system", "value": "S"},
+            {"from": "human", "value": "Q"},
+            {"from": "gpt", "value": "A"},
+        ]
+    }
+    facts, rows = formatted(tmp_path, [sharegpt], template="chat")
+    assert facts.layout == "ShareGPT"
+    assert rows[0]["messages"] == said(("system", "S"), ("user", "Q"), ("assistant", "A"))["messages"]
+    as_json = [{"messages": json.dumps(said(("developer", "S"), ("user", "Q"), ("assistant", "A"))["messages"])}]
+    _, rows = formatted(tmp_path, as_json, template="chat", chat_key="messages")
+    assert [(turn["role"], turn["content"]) for turn in rows[0]["messages"]] == [
+        ("system", "S"),
+        ("user", "Q"),
+        ("assistant", "A"),
+    ]
+
+
+def test_two_layouts_at_once_and_templates_that_do_not_fit_are_refused(tmp_path):
+    both = [{**said(("user", "Q"), ("assistant", "A")), "prompt": "Q", "completion": "A"}]
+    message = refused(tmp_path, both, template="chat")
+    assert "two layouts" in message and "chat_key = 'messages' or instruction_key = 'prompt'" in message
+    assert formatted(tmp_path, both, template="chat", chat_key="messages")[0].rows == 1
+    assert "the data is plain text" in refused(tmp_path / "a", [{"text": "x"}], template="chat")
+    assert "the data is plain text" in refused(tmp_path / "b", [{"text": "x"}], template="{instruction}{output}")
+
+
+CALL = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
+OTHER = [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+def test_tool_calls_and_tools_pass_through_as_they_came(tmp_path):
+    def conversation(calls, *more):
+        return [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": calls[0]["id"], "name": "weather", "content": "cold"},
+            *more,
+        ]
+
+    adder = {
+        "type": "function",
+        "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
+    answer = {"role": "assistant", "content": "A"}
+    rows = [
+        {"messages": conversation(CALL, answer), "tools": [TOOL]},
+        {
+            "messages": conversation(OTHER, {"role": "assistant", "content": "", "tool_calls": CALL}),
+            "tools": [adder, TOOL],
+        },
+        {"messages": conversation(CALL), "tools": None},
+        {"messages": conversation(CALL, {"role": "user", "content": "and?"}, answer), "tools": []},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "tool", "content": "x"}, answer], "tools": None},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None}, answer], "tools": None},
+    ]
+    facts, kept = formatted(tmp_path, rows, template="chat", system_prompt="Own")
+    assert facts.skipped == {"no_output": 1, "bad_conversation": 3} and facts.columns[-1] == "tools"
+    assert [json.loads(row["tools"]) for row in kept] == [[TOOL], [adder, TOOL]]
+    first, second = (row["messages"] for row in kept)
+    assert [turn["role"] for turn in first] == ["system", "user", "assistant", "tool", "assistant"]
+    assert json.loads(first[2]["tool_calls"]) == CALL and first[2]["content"] is None
+    assert (first[3]["tool_call_id"], first[3]["name"], first[4]["content"]) == ("c1", "weather", "A")
+    assert json.loads(second[2]["tool_calls"]) == OTHER
+    assert json.loads(kept[1]["completion"]) == CALL and kept[0]["completion"] == "A"
+    assert first[0] == {"role": "system", "content": "Own", "tool_calls": None, "tool_call_id": None, "name": None}
+
+
+def test_function_calls_of_sharegpt(tmp_path):
+    turns = [
+        {"from": "human", "value": "Q"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+        {"from": "observation", "value": "cold"},
+        {"from": "gpt", "value": "A"},
+    ]
+    broken = [{"from": "human", "value": "Q"}, {"from": "function_call", "value": "{"}, *turns[2:]]
+    rows = [{"conversations": turns, "tools": json.dumps([TOOL])}, {"conversations": broken, "tools": None}]
+    facts, kept = formatted(tmp_path, rows, template="chat")
+    assert facts.skipped == {"bad_conversation": 1}
+    function = {"name": "weather", "arguments": {"city": "Oslo"}}
+    assert json.loads(kept[0]["messages"][1]["tool_calls"]) == [{"type": "function", "function": function}]
+    assert json.loads(kept[0]["tools"]) == [TOOL]
+    without = refused(tmp_path / "none", [{"conversations": turns}], template="chat")
+    assert "1 bad conversation" in without
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

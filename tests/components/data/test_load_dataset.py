@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from llm_finetune.components.data.load_dataset import component, jsonl, step
+from llm_finetune.components.data.load_dataset import component, jsonl, step, web
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 
@@ -237,7 +237,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(web, "BACKOFF", 0.001)
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.answers = {}
     served.url = f"http://127.0.0.1:{served.server_port}"

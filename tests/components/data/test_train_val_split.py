@@ -194,3 +194,40 @@ def test_card(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(clean, *outputs, dsl.HTML(uri=str(tmp_path / "p.html")), val_ratio=2.0)
     assert "error: val_ratio = 2.0" in capsys.readouterr().err
+
+
+def test_each_kind_has_its_share(tmp_path):
+    rows = [row(i, kind="rare" if i % 20 == 0 else "often" if i % 3 else None) for i in range(400)]
+    facts, train, val = split(tmp_path, rows, stratify_key="kind", near_threshold=0)
+    assert facts.val_rows == 40 and facts.strata == {"": (114, 13), "often": (228, 25), "rare": (18, 2)}
+    assert sum(r["kind"] == "rare" for r in val) == 2
+    page = (tmp_path / "page.html").read_text()
+    assert "By kind" in page and "10.00 %" in page and "(empty)" in page
+    random.Random(1).shuffle(rows)
+    assert split(tmp_path, rows, stratify_key="kind", near_threshold=0)[1:] == (train, val)
+
+
+def test_kinds_and_groups_together(tmp_path):
+    rows = [row(i, kind="ab"[i % 2], user=f"u{i // 10}") for i in range(200)]
+    facts, train, val = split(tmp_path, rows, stratify_key="kind", group_key="user", val_ratio=0.2)
+    assert not {r["user"] for r in train} & {r["user"] for r in val}
+    assert facts.leakage.same_group == 0 and facts.val_rows == 40
+    assert "did you mean 'kind'?" in refused(tmp_path, rows, stratify_key="kinds")
+    many = [row(i, kind=str(i)) for i in range(1001)]
+    assert "1,001 different values" in refused(tmp_path, many, stratify_key="kind", near_threshold=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=8, max_size=80),
+    ratio=st.floats(0.1, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_kinds_of_single_rows_are_exact(rows, ratio, seed):
+    strata = np.array([kind for _, kind in rows])
+    content = np.stack([np.arange(len(rows)), np.arange(len(rows))], axis=1).astype(np.uint64)
+    is_val = validation_rows(np.arange(len(rows)), content, ratio, seed, strata)
+    target = min(max(int(len(rows) * ratio + 0.5), 1), len(rows) - 1)
+    assert is_val.sum() == target
+    for kind in set(strata):
+        assert abs(is_val[strata == kind].sum() - target * (strata == kind).mean()) < 1

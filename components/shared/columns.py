@@ -1,0 +1,85 @@
+"""Columns of any type as text."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_finetune.components.shared.errors import UserError
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tells whether a column type is text of any Arrow layout."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
+
+
+def as_text(column: pa.Array) -> pa.StringArray:
+    """Turns any column into text; null stays null.
+
+    Numbers are written as JSON writes them, lists and structures as JSON, NaN counts as null.
+
+    Args:
+        column: Values of one type.
+
+    Returns:
+        The same number of strings.
+
+    Raises:
+        UserError: If the column holds bytes.
+    """
+    kind = column.type
+    if pa.types.is_string(kind):
+        return column
+    if is_text(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        raise UserError("a column that should be text holds bytes; convert it before loading")
+    if pa.types.is_floating(kind):
+        values = (None if value is None or value != value else repr(value) for value in column.to_pylist())
+        return pa.array(values, pa.string())
+    if pa.types.is_nested(kind):
+        return pa.array((None if value is None else _as_json(value) for value in column.to_pylist()), pa.string())
+    return column.cast(pa.string())
+
+
+def as_json(column: pa.Array) -> pa.StringArray:
+    """Turns structures into JSON without the nulls that Arrow puts where a row lacks a field of another row.
+
+    `{"city": "Oslo"}` and `{"zip": 1}` share one Arrow type with both fields; each is written as it came. Text is
+    taken to be JSON already.
+
+    Args:
+        column: Lists, structures or text.
+
+    Returns:
+        The same number of strings; null stays null.
+    """
+    if is_text(column.type) or pa.types.is_null(column.type):
+        return as_text(column)
+    values = (None if value is None else _as_json(_without_nulls(value)) for value in column.to_pylist())
+    return pa.array(values, pa.string())
+
+
+def trimmed(column: pa.Array) -> pa.StringArray:
+    """Returns a column as text without white space at its ends; null becomes empty."""
+    text = as_text(column)
+    return pc.utf8_trim_whitespace(text.fill_null("") if text.null_count else text)  # fill_null copies in any case
+
+
+def empty(rows: int) -> pa.StringArray:
+    """Returns so many empty strings."""
+    return pa.repeat(pa.scalar(""), rows)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
