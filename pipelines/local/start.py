@@ -20,7 +20,7 @@ from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_recipe
+from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_card, read_recipe
 from llm_finetune.pipelines.recipe.step import check_recipe, checkpoint_folder
 
 FAILED, GATE_CLOSED = 1, 3
@@ -39,6 +39,7 @@ def start_run(
     dataset: str,
     base_model: str,
     recipe: Path | None,
+    from_card: Path | None,
     assignments: list[str],
     resume: bool,
     keep: bool,
@@ -50,8 +51,9 @@ def start_run(
     Args:
         console: Where to print.
         dataset: File, URL or Hub id; empty takes the demo's.
-        base_model: Folder or Hub id; empty takes the demo's.
+        base_model: Folder or Hub id; empty takes the recipe's, else the demo's.
         recipe: Recipe file, or None.
+        from_card: Model card of an earlier run to repeat, or None.
         assignments: Pipeline parameters as `name=value`.
         resume: Whether unchanged cards are taken from the cache.
         keep: Whether the server stays up until Ctrl-C.
@@ -67,8 +69,9 @@ def start_run(
     """
     workdir = workdir.absolute()
     workdir.mkdir(parents=True, exist_ok=True)
-    plan = make_plan(dataset, recipe, assignments, port)
-    plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
+    plan = make_plan(dataset, recipe, assignments, port, from_card)
+    if base_model or "model_name" not in plan.parameters:
+        plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
     check_recipe(plan.parameters, plan.recipe)
     _check_port(plan)
     plan = _pinned(plan)
@@ -90,7 +93,9 @@ def start_run(
     return _finish(console, run, keep)
 
 
-def make_plan(dataset: str, recipe: Path | None, assignments: list[str], port: int) -> RunPlan:
+def make_plan(
+    dataset: str, recipe: Path | None, assignments: list[str], port: int, from_card: Path | None = None
+) -> RunPlan:
     """Puts a run's plan together: shipped defaults, then the recipe, then the command line.
 
     Args:
@@ -98,15 +103,18 @@ def make_plan(dataset: str, recipe: Path | None, assignments: list[str], port: i
         recipe: Recipe file, or None.
         assignments: Pipeline parameters as `name=value`.
         port: Port of the server; -1 leaves it to the recipe.
+        from_card: Model card of an earlier run, whose recipe takes the place of the demo's, or None.
 
     Returns:
-        The plan, without a base model.
+        The plan; without a base model where neither recipe nor command line names one.
 
     Raises:
         UserError: If a name or a value cannot be.
     """
     plan = read_recipe(Path("local"))
-    if not dataset:
+    if from_card:
+        plan = read_card(from_card).over(plan)
+    elif not dataset:
         plan = RunPlan({"jsonl_path": str(DEMO_DATASET)}).over(read_recipe(Path("demo")).over(plan))
     if recipe:
         plan = read_recipe(recipe).over(plan)

@@ -1,5 +1,6 @@
 """Recipes as YAML files: parameters of the pipeline and sections of the cards."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +59,32 @@ def read_recipe(path: Path) -> RunPlan:
     if not file.is_file():
         names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         raise UserError(f"no recipe at {path}; give a YAML file, or one of those that ship: {', '.join(names)}")
+    return _parsed(file.read_text(encoding="utf-8"), file)
+
+
+def read_card(path: Path) -> RunPlan:
+    """Reads the recipe in a model card of Merge & Export.
+
+    Args:
+        path: The card, README.md beside the weights.
+
+    Returns:
+        The plan that trains the same adapter again.
+
+    Raises:
+        UserError: If there is no such file, or no recipe in it.
+    """
+    if not path.is_file():
+        raise UserError(f"no model card at {path}; it is the README.md beside a merged model's weights")
+    found = re.search(r"^## Repeat$.*?^```yaml\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    if not found:
+        raise UserError(f"{path} holds no recipe: it is not the card of a model that this pipeline has made")
+    return _parsed(found[1], path)
+
+
+def _parsed(text: str, file: Path) -> RunPlan:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):

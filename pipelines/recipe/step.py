@@ -39,6 +39,8 @@ SETTINGS: dict[str, type[CardSettings]] = {
     "vllm_serve": VllmServe,
 }
 
+NOT_OF_THE_MODEL = ("vllm_serve", "cluster")
+
 
 class Fields(BaseModel):
     """Names of the dataset's fields, the same for every card that reads them."""
@@ -111,7 +113,7 @@ def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
 
 
 def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run was started with, as a recipe file holds it.
+    """Returns what decides a run's model, as a recipe file holds it: not where it is served, nor on what cluster.
 
     Args:
         parameters: Pipeline parameters by name, as KFP passes them: text for numbers and booleans.
@@ -123,9 +125,12 @@ def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[st
     typed = {}
     for name, value in parameters.items():
         card, setting = PARAMETERS[name][0]
-        kind: Any = SETTINGS[card].model_fields[setting].annotation
-        typed[name] = TypeAdapter(kind).validate_python(value)
-    return {"parameters": typed, **recipe}
+        if card not in NOT_OF_THE_MODEL:
+            kind: Any = SETTINGS[card].model_fields[setting].annotation
+            typed[name] = TypeAdapter(kind).validate_python(value)
+    sections = {name: dict(section) for name, section in recipe.items() if name not in NOT_OF_THE_MODEL}
+    sections.get("finetune_lora", {}).pop("checkpoint_folder", None)
+    return {"parameters": typed, **sections}
 
 
 def checkpoint_folder(root: str, parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def write_model(shape: str, folder: Path) -> dict[str, Any]:
     from tiny import tiny_tokenizer
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from llm_finetune.components.model.apply_lora.targets import shape_of
+    from llm_finetune.components.shared.architecture import adapter_of, empty_model, shape_of
 
     torch.manual_seed(1)
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=False)
@@ -65,13 +65,14 @@ def write_model(shape: str, folder: Path) -> dict[str, Any]:
     model.save_pretrained(folder / "model")
     tiny_tokenizer(folder / "model")
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder / "lora")
-    trainable = sum(
-        16 * sum(module.weight.shape) for name, module in model.named_modules() if name.endswith(tuple(targets))
-    )
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+    lora.save_pretrained(folder / "lora")
     total = sum(parameter.numel() for parameter in model.parameters())
     products = total - model.get_input_embeddings().weight.numel()
-    return {"products": products, "trainable": trainable, "config": SHAPES[shape], "shape": vars(shape_of(model))}
+    adapter, _ = adapter_of(empty_model(folder / "model"), lora)
+    return {
+        "products": products, "config": SHAPES[shape], "shape": vars(shape_of(model)), "adapter": vars(adapter),
+    }  # fmt: skip
 
 
 def flops_per_token(facts: dict[str, Any], rows: list[dict[str, list[int]]]) -> float:
@@ -80,7 +81,7 @@ def flops_per_token(facts: dict[str, Any], rows: list[dict[str, list[int]]]) -> 
     weighted = sum(length**2 for length in lengths) / sum(lengths)
     config = facts["config"]
     attention = 6 * config["num_hidden_layers"] * config["hidden_size"] * weighted
-    return float(4 * facts["products"] + 6 * facts["trainable"] + attention)
+    return float(4 * facts["products"] + 6 * facts["adapter"]["trainable"] + attention)
 
 
 def in_process(function: Any, *arguments: Any) -> Any:
@@ -117,9 +118,11 @@ def run_way(options: dict[str, Any]) -> dict[str, Any]:
 
 def estimated_gib(facts: dict[str, Any], tokens: float, nf4: bool, checkpointing: bool) -> float:
     """Returns the memory that apply_lora would print for our way."""
-    from llm_finetune.components.model.apply_lora.memory import Plan, Shape, estimate
+    from llm_finetune.components.shared.architecture import liger_obstacle, shares_keys
+    from llm_finetune.components.shared.memory import Adapter, Plan, Shape, estimate
 
-    return estimate(Shape(**facts["shape"]), Plan(facts["trainable"], round(tokens), checkpointing, nf4)).gib
+    plan = Plan(round(tokens), checkpointing, nf4, fused=not liger_obstacle("llama"), shared_keys=shares_keys())
+    return estimate(Shape(**facts["shape"]), Adapter(**facts["adapter"]), plan).gib
 
 
 def main() -> int:

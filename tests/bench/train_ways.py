@@ -19,7 +19,7 @@ from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.device import fast_dtype
 from llm_finetune.components.shared.losses import padded
 from llm_finetune.components.tokens.tokenize.packing import pack
-from llm_finetune.components.training.finetune_lora import step
+from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.settings import Settings
 
 ROW = 1024  # tokens of a packed row: the default of the Tokenize card and of TRL
@@ -201,7 +201,7 @@ def ours(job: Job) -> Trainer:
         tokens_per_micro_batch=batch * ROW,
         gradient_checkpointing="on" if job.checkpointing else "off",
     )
-    trainer = step._trainer(
+    trainer = build_trainer(
         job.model, job.lora, AutoConfig.from_pretrained(job.model), train, validation,
         AutoTokenizer.from_pretrained(job.model), job.model.parent / "out", settings, packed=True, load_in_4bit=job.nf4,
     )  # fmt: skip

@@ -17,9 +17,14 @@ def filter_clean(
     min_chars: int = 16,
     max_chars: int = 4096,
     drop_if_missing_output: bool = True,
+    repair: str = "control",
+    languages: str = "",
     dedup: str = "exact",
     near_threshold: float = 0.8,
+    eval_sets: list = [],
+    eval_words: int = 13,
     pii: str = "report",
+    phone_region: str = "US",
     chat_key: str = "",
     settings: dict = {},
     package_version: str = "",
@@ -28,6 +33,11 @@ def filter_clean(
 
     Lengths count the characters of instruction, input and output together, after trimming; of a conversation, those of
     all its messages. Numbers, lists and structures in these columns become text (JSON) and are counted.
+
+    Where the columns below are left as they are and the data has others, its layout is recognised: `prompt` and
+    `completion`; `messages` (or `conversations`) with role and content, or with from and value (ShareGPT), which become
+    role and content; or plain `text`. Columns of two layouts, and rows that keep their text in another layout's
+    columns, are refused.
 
     Args:
         raw_dataset: The rows.
@@ -40,12 +50,21 @@ def filter_clean(
         min_chars: Rows with fewer characters are dropped.
         max_chars: Rows with more characters are dropped; 0 for no limit.
         drop_if_missing_output: Whether rows with a null or blank answer are dropped.
+        repair: `off`; `control` removes control characters and terminal escapes; `unicode` also mends wrongly decoded
+            text, odd widths of characters and line ends (ftfy).
+        languages: Languages to keep, as ISO 639-1 codes with commas between (`en,de`); empty for all. Rows with fewer
+            than 20 letters are kept.
         dedup: `none`; `exact` drops rows that differ from an earlier one in case and white space at most; `near` also
-            those that share most of their text with an earlier one (MinHash over runs of five bytes; of input and
+            those that share most of their text with an earlier one (the same runs of five bytes; of input and
             output, or of instruction and output where there is no input).
         near_threshold: Share of common text (Jaccard similarity) from which rows are near-duplicates, 0.3 to 1.
-        pii: `off`; `report` counts e-mail addresses, phone and card numbers, IBANs and IP addresses in the kept rows;
-            `redact` also replaces them, by [EMAIL] and the like, in every column.
+        eval_sets: Evaluation sets that must not be learned: each a path, a URL, the name of a Hub dataset (its split
+            `test`) or a mapping of Load Dataset's settings. Rows that share a run of words with one are dropped.
+        eval_words: Length of such a run: 13 words as for GPT-3; 8 is stricter.
+        pii: `off`; `report` counts e-mail addresses, phone and card numbers, IBANs, IP addresses and the keys and
+            tokens of known services in the kept rows; `redact` also replaces them, by [EMAIL] and the like, in every
+            column.
+        phone_region: Country whose phone numbers may stand without a country code, as two letters.
         chat_key: Column with a list of messages (role, content), for data that already is conversations.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.

@@ -28,6 +28,12 @@ def format_sft(
     model sees what it was trained on. A row whose output is null or blank has nothing to learn: it is left out and
     counted.
 
+    Where the columns below are left as they are and the data has others, its layout is recognised: `prompt` and
+    `completion`; `messages` (or `conversations`) with role and content, or with from and value (ShareGPT); or plain
+    `text`, which is learned whole. Conversations need template = chat and keep all their turns; the result's `messages`
+    have role and content, and, for data with tool calls, `tool_calls` (the calls as JSON text), `tool_call_id` and
+    `name`, with a column `tools` of JSON text beside them, all for the model's own chat template.
+
     Args:
         train_dataset: Rows for training.
         val_dataset: Rows for validation.
@@ -36,7 +42,7 @@ def format_sft(
         preview: Five samples of each split.
         template: Text with {instruction}, {input} and {output}; a written \n is a newline, {{ and }} are braces.
             `chat` instead of a text makes conversations for the base model's own chat template.
-        instruction_key: Column with the instruction.
+        instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
         chat_key: Column with a list of messages, which template = chat passes on; empty for data without one.

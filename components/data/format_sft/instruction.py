@@ -3,8 +3,10 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llm_finetune.components.data.format_sft.chat_template import chat_template
 from llm_finetune.components.data.format_sft.template import Template
-from llm_finetune.components.shared.text import FieldSettings, as_text, empty
+from llm_finetune.components.shared.columns import as_text, empty
+from llm_finetune.components.shared.settings import FieldSettings
 
 
 class Instruction:
@@ -21,6 +23,16 @@ class Instruction:
         """
         self.fields, self.parsed = fields, parsed
         self.template = parsed.text
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return self.fields.keys
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template that renders a request as the training prompt."""
+        return chat_template(self.parsed)
 
     def reasons(self, batch: pa.RecordBatch) -> pa.StringArray:
         """Returns why a row can't be used, null where it can."""

@@ -7,18 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from llm_finetune.components.data.format_sft.chat import Chat
-from llm_finetune.components.data.format_sft.chat_template import chat_template
 from llm_finetune.components.data.format_sft.instruction import Instruction
-from llm_finetune.components.data.format_sft.settings import Settings
+from llm_finetune.components.data.format_sft.plain_text import PlainText
+from llm_finetune.components.data.format_sft.settings import DEFAULT_TEMPLATE, Settings
 from llm_finetune.components.data.format_sft.template import parse
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.layouts import layout_of, recognised
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.text import check_columns
 
 CHAT = "chat"
+Form = Chat | Instruction | PlainText
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 200
 
@@ -31,6 +35,7 @@ class Facts:
         rows: Rows written.
         skipped: Rows that were left out, by reason.
         unused_input: Rows whose input the template does not show.
+        layout: Name of the layout that the rows were in.
         template: The template, or `chat`.
         template_hash: Hash of everything that decides the format.
         columns: Names of the columns.
@@ -40,6 +45,7 @@ class Facts:
     rows: int
     skipped: dict[str, int]
     unused_input: int
+    layout: str
     template: str
     template_hash: str
     columns: list[str]
@@ -74,29 +80,35 @@ def format_sft(
     Raises:
         UserError: If the template is wrong, a column is missing or no row of a split has an answer.
     """
-    form = _form(settings)
-    train = _format(train_dataset, train_sft, "training", form, settings)
-    val = _format(val_dataset, val_sft, "validation", form, settings)
+    columns = tables.schema(train_dataset)
+    fields = recognised(columns, settings)
+    for dataset in (train_dataset, val_dataset):
+        check_columns(tables.schema(dataset), fields)
+    form = _form(fields, columns)
+    layout = layout_of(columns, fields)
+    train = _format(train_dataset, train_sft, "training", form, layout, settings)
+    val = _format(val_dataset, val_sft, "validation", form, layout, settings)
     _show(preview, {"Training": (train_sft, train), "Validation": (val_sft, val)}, form, settings)
     return train, val
 
 
-def _form(settings: Settings) -> Chat | Instruction:
-    if settings.template == CHAT:
-        return Chat(settings, settings.system_prompt)
-    if settings.system_prompt:
+def _form(settings: Settings, columns: pa.Schema) -> Form:
+    if settings.system_prompt and settings.template != CHAT:
         raise UserError("system_prompt belongs to template = 'chat'; write it into the template itself instead")
-    if settings.chat_key:
+    if settings.chat_key and settings.template != CHAT:
         raise UserError(f"chat_key = {settings.chat_key!r}: conversations need template = 'chat', the base model's own")
+    if not settings.chat_key and not settings.instruction_key and not settings.input_key:
+        return PlainText(settings, settings.template, DEFAULT_TEMPLATE)
+    if settings.template == CHAT:
+        return Chat(settings, settings.system_prompt, columns)
     return Instruction(settings, parse(settings.template, settings.drop_empty_sections))
 
 
-def _format(dataset: str | Path, sft: str | Path, split: str, form: Chat | Instruction, settings: Settings) -> Facts:
-    check_columns(tables.schema(dataset), settings)
+def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout: str, settings: Settings) -> Facts:
     skipped: Counter[str] = Counter()
     unused_input = 0
     with tables.ShardWriter(sft, form.schema) as writer:
-        for batch in tables.batches(dataset, settings.keys):
+        for batch in tables.batches(dataset, form.columns):
             reasons = form.reasons(batch)
             skipped.update(reasons.drop_null().to_pylist())
             kept = batch.filter(reasons.is_null())
@@ -105,14 +117,22 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Chat | Instr
                 unused_input += form.unused_input(kept)
         if not writer.rows:
             raise UserError(
-                f"no {split} row can be used: {_counts(skipped)}. Check output_key = {settings.output_key!r}"
+                f"no {split} row can be used: {_counts(skipped)}. Check that {', '.join(form.columns)} hold the text"
             )
         template_hash = _write_format(writer.folder, form, settings)
-    columns = form.schema.names
-    return Facts(writer.rows, dict(skipped), unused_input, form.template, template_hash, columns, content_hash(sft))
+    return Facts(
+        rows=writer.rows,
+        skipped=dict(skipped),
+        unused_input=unused_input,
+        layout=layout,
+        template=form.template,
+        template_hash=template_hash,
+        columns=form.schema.names,
+        content_hash=content_hash(sft),
+    )
 
 
-def _write_format(folder: Path, form: Chat | Instruction, settings: Settings) -> str:
+def _write_format(folder: Path, form: Form, settings: Settings) -> str:
     """Writes how rows were formatted beside them, for the cards that tokenize and serve."""
     described = {
         "template": form.template,
@@ -122,14 +142,12 @@ def _write_format(folder: Path, form: Chat | Instruction, settings: Settings) ->
     template_hash = "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     text = json.dumps(described | {"template_hash": template_hash}, indent=2, ensure_ascii=False)
     (folder / "format.json").write_text(text + "\n", encoding="utf-8")
-    if isinstance(form, Instruction):
-        (folder / "chat_template.jinja").write_text(chat_template(form.parsed), encoding="utf-8", newline="\n")
+    if not isinstance(form, Chat):
+        (folder / "chat_template.jinja").write_text(form.chat_template, encoding="utf-8", newline="\n")
     return template_hash
 
 
-def _show(
-    preview: str | Path, splits: dict[str, tuple[str | Path, Facts]], form: Chat | Instruction, settings: Settings
-) -> None:
+def _show(preview: str | Path, splits: dict[str, tuple[str | Path, Facts]], form: Form, settings: Settings) -> None:
     shown = []
     for name, (folder, facts) in splits.items():
         head = tables.head(folder, SHOWN_ROWS)
@@ -139,6 +157,7 @@ def _show(
         preview,
         Path(__file__).with_name("preview.html.jinja"),
         title="Format for SFT",
+        layout=next(iter(splits.values()))[1].layout,
         splits=shown,
         shown_template=form.template,
         is_chat=form.template == CHAT,

@@ -1,29 +1,14 @@
-"""Answers of a model to held-out prompts, and how they compare with the references."""
+"""Answers of a model to held-out prompts."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from llm_finetune.components.shared.losses import IGNORED
+from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
+from llm_finetune.components.evaluation.evaluate.rows import Prompt
 from llm_finetune.components.shared.progress import Progress
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A held-out prompt with its reference answer.
-
-    Attributes:
-        row: Index in the validation split.
-        input_ids: The prompt as it was tokenised for training.
-        reference: The answer that was wanted, as text.
-    """
-
-    row: int
-    input_ids: list[int]
-    reference: str
 
 
 @dataclass(frozen=True)
@@ -41,63 +26,75 @@ class Answer:
     stopped: bool
 
 
-def prompt_of(row: int, input_ids: list[int], labels: list[int], tokenizer: Any) -> Prompt:
-    """Splits a validation row into the prompt and the last answer.
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn.
 
-    Args:
-        row: Index in the validation split.
-        input_ids: The row's tokens.
-        labels: The row's labels; the last unbroken run of labels is the answer.
-        tokenizer: Decodes the reference.
-
-    Returns:
-        The prompt.
+    Attributes:
+        max_new_tokens: Most tokens of an answer.
+        ends: Token ids that end a turn.
+        temperature: 0 takes the most likely token.
+        top_p: Share of the probability that tokens are drawn from.
+        seed: Seed of the draws.
     """
-    start = len(labels)
-    while start > 0 and labels[start - 1] != IGNORED:
-        start -= 1
-    return Prompt(row, input_ids[:start], tokenizer.decode(input_ids[start:], skip_special_tokens=True))
+
+    max_new_tokens: int
+    ends: list[int]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 42
+
+    def options(self) -> dict[str, Any]:
+        """Returns the arguments for `generate`."""
+        if not self.temperature:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], ends: list[int], max_new_tokens: int, label: str, batch: int
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], decoding: Decoding, budget: TokenBudget, label: str
 ) -> list[Answer]:
-    """Answers prompts greedily, in batches of like length.
+    """Answers prompts in batches of like length, padded on the left.
 
     Args:
         model: The causal language model, in evaluation mode.
         tokenizer: Decodes the answers.
         prompts: What to answer.
-        ends: Token ids that end a turn.
-        max_new_tokens: Most tokens of an answer.
+        decoding: How answers are drawn.
+        budget: Bounds the batches; a prompt takes its tokens and those of the longest answer.
         label: Name for the progress lines.
-        batch: Prompts answered at once.
 
     Returns:
         An answer per prompt, in the order of the prompts.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else decoding.ends[0]
     answers: dict[int, Answer] = {}
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
     progress = Progress(label, len(prompts), "prompts")
-    for first in range(0, len(order), batch):
-        group = order[first : first + batch]
-        longest = max(len(prompts[i].input_ids) for i in group)
-        missing = [longest - len(prompts[i].input_ids) for i in group]
-        ids = [[pad] * gap + prompts[i].input_ids for i, gap in zip(group, missing, strict=True)]
-        mask = [[0] * gap + [1] * (longest - gap) for gap in missing]
+
+    def work(group: list[int]) -> None:
+        ids, mask = _left_padded([prompts[i].input_ids for i in group], pad)
         written = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=ends,
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=decoding.ends,
             pad_token_id=pad,
-        )[:, longest:].tolist()
+            **decoding.options(),
+        )[:, ids.shape[1] :].tolist()
         for i, tokens in zip(group, written, strict=True):
-            answers[i] = _answer(tokens, ends, tokenizer)
+            answers[i] = _answer(tokens, decoding.ends, tokenizer)
         progress.update(len(answers))
+
+    torch.manual_seed(decoding.seed)
+    budget.run(label, [len(prompt.input_ids) + decoding.max_new_tokens for prompt in prompts], work)
     return [answers[i] for i in range(len(prompts))]
+
+
+def _left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    gaps = [longest - len(prompt) for prompt in prompts]
+    ids = [[pad] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
+    return torch.tensor(ids), torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
 
 
 def _answer(tokens: list[int], ends: list[int], tokenizer: Any) -> Answer:
@@ -106,44 +103,26 @@ def _answer(tokens: list[int], ends: list[int], tokenizer: Any) -> Answer:
     return Answer(tokenizer.decode(own, skip_special_tokens=True), len(own), end is not None)
 
 
-def figures(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, float]:
-    """Compares answers with their references.
+def with_examples(prompts: Sequence[Prompt], examples: list[list[int]], bos: int | None) -> list[Prompt]:
+    """Puts worked examples before every prompt: training documents as they were tokenised, end of turn included.
+
+    A chat so becomes one of several turns; a beginning-of-sequence token is said once::
+
+        bos example 1 end · example 2 end · … · prompt
 
     Args:
-        prompts: Prompts with references, at least one.
-        answers: An answer each.
+        prompts: The prompts.
+        examples: Token ids per example.
+        bos: Id of the beginning-of-sequence token, if the tokenizer has one.
 
     Returns:
-        `exact_match` (share equal to the reference after trimming), `stop_rate`, `mean_tokens`; where every reference
-        is a JSON object also `json_valid` (share of answers that are one) and `field_f1` (micro-averaged F1 over pairs
-        of key and value; an answer that is no object has no pairs).
+        The longer prompts.
     """
-    count = len(prompts)
-    found = {
-        "exact_match": sum(a.text.strip() == p.reference.strip() for p, a in zip(prompts, answers, strict=True))
-        / count,
-        "stop_rate": sum(answer.stopped for answer in answers) / count,
-        "mean_tokens": sum(answer.tokens for answer in answers) / count,
-    }
-    references = [json_object(prompt.reference) for prompt in prompts]
-    if all(reference is not None for reference in references):
-        objects = [json_object(answer.text) for answer in answers]
-        pairs = [(_fields(r), _fields(o)) for r, o in zip(references, objects, strict=True)]
-        hits = sum(len(wanted & given) for wanted, given in pairs)
-        total = sum(len(wanted) + len(given) for wanted, given in pairs)
-        found["json_valid"] = sum(o is not None for o in objects) / count
-        found["field_f1"] = 2 * hits / total if total else 1.0
-    return found
+    # Where the token also opens every turn (ChatML), it is no beginning of a sequence.
+    opens = bos is not None and all(example[0] == bos and example.count(bos) == 1 for example in examples)
 
+    def continued(ids: list[int]) -> list[int]:
+        return ids[1:] if opens and ids[:1] == [bos] else ids
 
-def json_object(text: str) -> dict[str, Any] | None:
-    """Returns the JSON object that a text is, or None if it is anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _fields(value: dict[str, Any] | None) -> set[tuple[str, str]]:
-    return {(key, json.dumps(field, sort_keys=True)) for key, field in (value or {}).items()}
+    prefix = examples[0] + [token for example in examples[1:] for token in continued(example)]
+    return [Prompt(prompt.row, prefix + continued(prompt.input_ids), prompt.reference) for prompt in prompts]

@@ -1,28 +1,52 @@
 """Evaluate: base and tuned model on the same held-out rows."""
 
 import json
-import math
-import random
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from peft import PeftModel
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
-from llm_finetune.components.evaluation.evaluate.generation import Answer, Prompt, figures, generate, prompt_of
-from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.shared import tables
+from llm_finetune.components.evaluation.evaluate import comparison, contest, harness, judge, loss, page, rows
+from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
+from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
+from llm_finetune.components.evaluation.evaluate.settings import Settings, names
 from llm_finetune.components.shared.causal_lm import evaluating, load_base
 from llm_finetune.components.shared.device import fast_dtype
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import by_length, completion_nll, padded
-from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.progress import Progress
+from llm_finetune.components.shared.figures import dashboard_rows
 
-RESAMPLES = 2000
-GENERATION_BATCH = 32
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        metrics: Figures by name, all finite. Losses are in nats per completion token; `loss_delta` is tuned minus base,
+            with the 95 % interval of a paired bootstrap over rows.
+        slices: Losses by length and by the columns of `slice_by`.
+        samples: Per prompt that was answered, the prompt, the reference and every answer.
+        notes: What was done otherwise than asked for, without harm.
+        problems: What was asked for and could not be measured; any of them closes the gate.
+        dtype: Precision of the weights.
+    """
+
+    metrics: dict[str, float | int]
+    slices: list[comparison.Slice]
+    samples: list[dict[str, Any]]
+    notes: list[str]
+    problems: list[str]
+    dtype: str
+
+    def rows(self) -> dict[str, float | int]:
+        """Returns the figures for the dashboard's table."""
+        return dashboard_rows(self.metrics)
+
+    def report(self) -> str:
+        """Returns the report's file: everything as JSON."""
+        content = asdict(self) | {"metrics": dict(sorted(self.metrics.items()))}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def evaluate(
@@ -30,10 +54,12 @@ def evaluate(
     ft_result: str | Path,
     val_tokens: str | Path,
     val_sft: str | Path,
+    eval_examples: str | Path,
     eval_page: str | Path,
     settings: Settings,
     load_in_4bit: bool = False,
-) -> tuple[dict[str, float | int], list[dict[str, Any]]]:
+    train_tokens: str | Path | None = None,
+) -> Evaluation:
     """Measures base and tuned model.
 
     Args:
@@ -41,147 +67,73 @@ def evaluate(
         ft_result: Folder of the adapter.
         val_tokens: Validation rows, one document each, with `row` pointing into `val_sft`.
         val_sft: The same rows as text.
+        eval_examples: Folder to write: every row with its losses, answers and scores.
         eval_page: HTML page to write.
         settings: The card's settings.
         load_in_4bit: Whether the adapter was trained on an NF4 base.
+        train_tokens: Training rows, to take the base model's examples from.
 
     Returns:
-        Metrics by name, and per generated sample its prompt, reference and both answers. Losses are in nats per
-        completion token; `loss_delta` is tuned minus base, with the 95 % interval of a paired bootstrap over rows.
+        The evaluation.
 
     Raises:
-        UserError: If there is no validation row, or a loss is not finite.
+        UserError: If there is no validation row, a loss is not finite, or a task or a column is unknown.
     """
+    val_tokens, val_sft = Path(val_tokens), Path(val_sft)
+    findings, budget = contest.Findings(), TokenBudget(settings.tokens_per_batch)
+    tasks = harness.load_tasks(settings.tasks, settings) if settings.tasks else {}
+    servers = contest.servers(settings)
+    chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
+    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in names(settings.slice_by)}
     tokenizer = AutoTokenizer.from_pretrained(ft_result, trust_remote_code=False)
-    rows = _sample(Path(val_tokens), settings)
     dtype = fast_dtype()
-    base = load_base(model_config, dtype, "sdpa", load_in_4bit)
-    model = PeftModel.from_pretrained(base, str(ft_result))
-    prompts = [prompt_of(r["row"], r["input_ids"], r["labels"], tokenizer) for r in rows[: settings.generate_samples]]
-    ends = _end_tokens(Path(ft_result))
-    nll: dict[str, np.ndarray] = {}
-    answers: dict[str, list[Answer]] = {}
+    model = PeftModel.from_pretrained(load_base(model_config, dtype, "sdpa", load_in_4bit), str(ft_result))
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    models = contest.Models(model, tokenizer, contest.end_tokens(Path(ft_result)), context, servers)
     with evaluating(model):
-        for name in ("base", "tuned"):
-            if name == "base":
-                with model.disable_adapter():
-                    nll[name] = _losses(model, rows, settings, name)
-                    answers[name] = _answers(model, tokenizer, prompts, ends, settings, name)
-            else:
-                nll[name] = _losses(model, rows, settings, name)
-                answers[name] = _answers(model, tokenizer, prompts, ends, settings, name)
-    counts = np.array([sum(label != -100 for label in row["labels"][1:]) for row in rows])
-    metrics = _metrics(nll, counts, prompts, answers, settings)
-    samples = _samples(prompts, answers, Path(val_sft))
-    write_page(
-        eval_page,
-        Path(__file__).parent / "evaluation.html.jinja",
-        title="Evaluate",
-        metrics=metrics,
-        samples=samples,
-        settings=settings,
+        losses = loss.measure(model, val_tokens, chosen, budget)
+        asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], tokenizer)
+        if asked.prompts:
+            training = Path(train_tokens) if train_tokens else None
+            asked = contest.answer(models, asked.prompts, asked.texts, training, settings, budget, findings)
+        measured = harness.run_tasks(model, tokenizer, tasks, settings, findings.notes) if tasks else {}
+    labels = {"length": loss.length_buckets(losses.lengths), **columns}
+    found = comparison.slices(losses, labels, settings.seed)
+    metrics = _metrics(losses, found, asked, settings) | measured
+    write_examples(eval_examples, losses, labels, asked)
+    evaluation = Evaluation(
+        comparison.rounded(metrics),
+        found,
+        asked.samples(),
+        findings.notes + budget.notes,
+        findings.problems,
+        str(dtype).removeprefix("torch."),
     )
-    return metrics, samples
+    page.write(eval_page, vars(evaluation), losses, settings)
+    return evaluation
 
 
-def _sample(val_tokens: Path, settings: Settings) -> list[dict[str, Any]]:
-    total = tables.count_rows(val_tokens)
-    if not total:
-        raise UserError(f"the validation rows in {val_tokens} are empty: nothing can be measured")
-    count = min(settings.max_samples or total, total)
-    chosen = set(random.Random(settings.seed).sample(range(total), count))
-    rows, first = [], 0
-    for batch in tables.batches(val_tokens, ["input_ids", "labels", "row"]):
-        wanted = [i - first for i in range(first, first + batch.num_rows) if i in chosen]
-        rows += batch.take(wanted).to_pylist()
-        first += batch.num_rows
-    return rows
+def _named(val_tokens: Path, chosen: np.ndarray) -> np.ndarray:
+    """Returns which rows of val_sft the chosen token rows are; some were left out when they were tokenised."""
+    windows = rows.windows(val_tokens, chosen)
+    return np.concatenate([np.array([row["row"] for row in window], dtype=np.int64) for window in windows])
 
 
-def _losses(model: Any, rows: list[dict[str, Any]], settings: Settings, name: str) -> np.ndarray:
-    sums = np.zeros(len(rows))
-    progress = Progress(f"loss of the {name} model", len(rows), "rows")
-    done = 0
-    for group in by_length([len(row["input_ids"]) for row in rows], settings.tokens_per_batch):
-        nll, _ = completion_nll(model, padded([rows[i] for i in group], model.device))
-        sums[group] = nll.double().cpu().numpy()
-        done += len(group)
-        progress.update(done)
-    if not np.isfinite(sums).all():
-        raise UserError(
-            f"the {name} model's loss is not finite on {int((~np.isfinite(sums)).sum())} of {len(rows)} rows"
-        )
-    return sums
-
-
-def _answers(
-    model: Any, tokenizer: Any, prompts: list[Prompt], ends: list[int], settings: Settings, name: str
-) -> list[Answer]:
-    label = f"answers of the {name} model"
-    return generate(model, tokenizer, prompts, ends, settings.max_new_tokens, label, GENERATION_BATCH)
-
-
-def _end_tokens(ft_result: Path) -> list[int]:
-    ends = GenerationConfig.from_pretrained(ft_result).eos_token_id
-    return ends if isinstance(ends, list) else [ends]
+def _prompts(val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any) -> Answers:
+    prompts = [rows.prompt_of(row, tokenizer) for window in rows.windows(val_tokens, chosen) for row in window]
+    wanted = np.array([prompt.row for prompt in prompts], dtype=np.int64)
+    return Answers(prompts, rows.texts(val_sft, "prompt", wanted))
 
 
 def _metrics(
-    nll: dict[str, np.ndarray],
-    counts: np.ndarray,
-    prompts: list[Prompt],
-    answers: dict[str, list[Answer]],
-    settings: Settings,
+    losses: loss.Losses, found: list[comparison.Slice], answers: Answers, settings: Settings
 ) -> dict[str, float | int]:
-    tokens = int(counts.sum())
-    loss = {name: float(sums.sum() / tokens) for name, sums in nll.items()}
-    low, high = _interval(nll["tuned"] - nll["base"], counts, settings.seed)
-    metrics: dict[str, float | int] = {
-        "base_loss": loss["base"],
-        "tuned_loss": loss["tuned"],
-        "loss_delta": loss["tuned"] - loss["base"],
-        "loss_delta_ci_low": low,
-        "loss_delta_ci_high": high,
-        "base_perplexity": math.exp(min(loss["base"], 700)),
-        "tuned_perplexity": math.exp(min(loss["tuned"], 700)),
-        "samples_used": len(counts),
-        "completion_tokens": tokens,
-        "generated_samples": len(prompts),
-    }
-    if prompts:
-        both = {name: figures(prompts, given) for name, given in answers.items()}
-        for figure in both["base"]:
-            metrics |= {f"{name}_{figure}": both[name][figure] for name in ("base", "tuned")}
-    return {name: value if isinstance(value, int) else round(value, 6) for name, value in metrics.items()}
-
-
-def _interval(difference: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:
-    """Returns the 95 % interval of Σ difference / Σ tokens when rows are drawn anew with replacement."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(counts), (RESAMPLES, len(counts)))
-    deltas = difference[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(deltas, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _samples(prompts: list[Prompt], answers: dict[str, list[Answer]], val_sft: Path) -> list[dict[str, Any]]:
-    wanted = {prompt.row for prompt in prompts}
-    texts: dict[int, str] = {}
-    first = 0
-    for batch in tables.batches(val_sft, ["prompt"]):
-        texts |= {first + i: batch["prompt"][i].as_py() for i in range(batch.num_rows) if first + i in wanted}
-        first += batch.num_rows
-    return [
-        {
-            "row": prompt.row,
-            "prompt": texts[prompt.row],
-            "reference": prompt.reference,
-            **{name: asdict(answers[name][i]) for name in ("base", "tuned")},
-        }
-        for i, prompt in enumerate(prompts)
-    ]
-
-
-def report(metrics: dict[str, float | int], samples: list[dict[str, Any]]) -> str:
-    """Returns the evaluation report's file: metrics and samples as JSON."""
-    return json.dumps({"metrics": metrics, "samples": samples}, indent=2, ensure_ascii=False, allow_nan=False)
+    metrics = comparison.loss_metrics(losses, settings.seed) | comparison.worst_slice(found)
+    metrics["generated_samples"] = len(answers.prompts)
+    if answers.scored:
+        metrics |= comparison.answer_metrics(answers.scored, settings.seed)
+    if "served" in answers.given:
+        metrics["served_agreement"] = contest.agreement(answers.given["tuned"], answers.given["served"])
+    if answers.verdicts:
+        metrics |= judge.figures(answers.verdicts, settings.seed)
+    return metrics

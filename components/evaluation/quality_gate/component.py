@@ -18,8 +18,9 @@ def quality_gate(
     Args:
         eval_report: Report of Evaluate.
         gate_report: Each rule with its figure and outcome.
-        rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, tuned_stop_rate >= 0.99'. All must
-            hold; empty opens the gate always.
+        rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99,
+            task.mmlu.drop <= 2*stderr'. All must hold; empty sets no rule. What Evaluate was asked for and could not
+            measure closes the gate in any case.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
 

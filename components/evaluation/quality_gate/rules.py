@@ -6,45 +6,44 @@ import re
 from dataclasses import dataclass
 
 from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.figures import ANSWER_FIGURES, BOUNDS, LOSS_FIGURES, NAMES, TASK_PARTS
 
 COMPARISONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
-BOTH = ("loss", "perplexity", "exact_match", "stop_rate", "mean_tokens", "json_valid", "field_f1")
-FIGURES = (
-    *(f"{model}_{figure}" for model in ("base", "tuned") for figure in BOTH),
-    *(
-        "loss_delta",
-        "loss_delta_ci_low",
-        "loss_delta_ci_high",
-        "samples_used",
-        "completion_tokens",
-        "generated_samples",
-    ),
-)
-"""Figures that Evaluate reports; `json_valid` and `field_f1` only where every reference is a JSON object."""
+ALIASES = {
+    **{figure.name: f"tuned_{figure.name}" for figure in LOSS_FIGURES},
+    **{f"{figure.name}{end}": f"tuned_{figure.name}{end}" for figure in ANSWER_FIGURES for end in ("", *BOUNDS)},
+}
+"""A figure without a name before it is the tuned model's: `stop_rate` is `tuned_stop_rate`."""
+FIGURE = r"[A-Za-z_][\w.:/-]*"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RULE = re.compile(rf"({FIGURE})\s*(<=|>=|==|<|>)\s*(?:({NUMBER})\s*\*\s*)?({NUMBER}|{FIGURE})")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One comparison, such as `tuned_stop_rate >= 0.99` or `tuned_exact_match > base_exact_match`.
+    """One comparison, such as `tuned_stop_rate >= 0.99` or `task.mmlu.drop <= 2*stderr`.
 
     Attributes:
         text: The rule as written.
         figure: The figure on the left.
         comparison: One of <, <=, >, >=, ==.
         limit: A number or another figure.
+        factor: What that figure is multiplied by.
     """
 
     text: str
     figure: str
     comparison: str
     limit: float | str
+    factor: float = 1.0
 
 
 def parse_rules(text: str) -> list[Rule]:
     """Reads rules separated by commas.
 
     Args:
-        text: Such as `loss_delta_ci_high < 0, tuned_stop_rate >= 0.99`; empty means that the gate is always open.
+        text: Such as `loss_delta_ci_high < 0, stop_rate >= 0.99, task.mmlu.drop <= 2*stderr`; empty means that the
+            gate is open whatever was measured.
 
     Returns:
         The rules.
@@ -52,23 +51,48 @@ def parse_rules(text: str) -> list[Rule]:
     Raises:
         UserError: Naming the rule that cannot be read, or the figure that does not exist and the nearest one.
     """
-    rules = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = re.fullmatch(r"(\w+)\s*(<=|>=|==|<|>)\s*([-+.\w]+)", part)
-        if not match:
-            raise UserError(f"the gate's rule {part!r} is not of the form 'figure < limit' (or <=, >, >=, ==)")
-        figure, comparison, limit = match.groups()
-        try:
-            number: float | str = float(limit)
-        except ValueError:
-            number = limit
-        if number != number or number in (math.inf, -math.inf):
-            raise UserError(f"the gate's rule {part!r} has a limit that is no number: {limit}")
-        for name in (figure, number):
-            if isinstance(name, str) and name not in FIGURES:
-                raise UserError(
-                    f"the gate's rule {part!r} names {name!r}, which no evaluation reports"
-                    f"{nearest(name, FIGURES)} (figures: {', '.join(FIGURES)})"
-                )
-        rules.append(Rule(part, figure, comparison, number))
-    return rules
+    return [_parse(part) for part in filter(None, (piece.strip() for piece in text.split(",")))]
+
+
+def _parse(text: str) -> Rule:
+    match = RULE.fullmatch(text)
+    if not match:
+        raise UserError(
+            f"the gate's rule {text!r} is not of the form 'figure < limit' (or <=, >, >=, ==), where the limit is a "
+            "number, a figure or a number times a figure"
+        )
+    left, comparison, factor, right = match.groups()
+    figure = _known(left, text)
+    times = _finite(factor, text) if factor else 1.0
+    if re.fullmatch(NUMBER, right):
+        return Rule(text, figure, comparison, times * _finite(right, text))
+    if right == "stderr" and figure.startswith("task."):
+        return Rule(text, figure, comparison, f"{figure.rpartition('.')[0]}.stderr", times)
+    return Rule(text, figure, comparison, _known(right, text), times)
+
+
+def _finite(number: str, rule: str) -> float:
+    if not math.isfinite(float(number)):
+        raise UserError(f"the gate's rule {rule!r} has a limit that is no number: {number}")
+    return float(number)
+
+
+def _known(name: str, rule: str) -> str:
+    """Returns a figure's whole name; tasks are named by the run's settings, so only their parts are checked."""
+    if name.startswith("task."):
+        part = name.rpartition(".")[2]
+        if name.count(".") < 2 or part not in TASK_PARTS:
+            raise UserError(
+                f"the gate's rule {rule!r} names {name!r}: of a task there are {', '.join(TASK_PARTS)}, such as "
+                f"task.mmlu.drop{nearest(part, TASK_PARTS)}"
+            )
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    if name not in NAMES:
+        common = [known for known in ("loss_delta", *ALIASES) if not known.endswith(BOUNDS)]
+        raise UserError(
+            f"the gate's rule {rule!r} names {name!r}, which no evaluation reports"
+            f"{nearest(name, (*NAMES, *ALIASES))} (such as {', '.join(common)}, and each with {' or '.join(BOUNDS)})"
+        )
+    return name

@@ -21,7 +21,7 @@ def apply_lora(
     max_length: int = 1024,
     batch_size: int = 4,
     tokens_per_micro_batch: int = 16384,
-    gradient_checkpointing: str = "off",
+    gradient_checkpointing: str = "auto",
     gpu_memory_gib: float = 0.0,
     settings: dict = {},
     package_version: str = "",
@@ -46,7 +46,7 @@ def apply_lora(
         max_length: Tokens of the longest row; only for the memory estimate.
         batch_size: Rows per optimizer step and device; only for the memory estimate.
         tokens_per_micro_batch: Most tokens that go through the model at once; only for the memory estimate.
-        gradient_checkpointing: on or off; only for the memory estimate.
+        gradient_checkpointing: on, off or auto (on where it does not fit without); only for the memory estimate.
         gpu_memory_gib: Memory of the training GPU, to say whether the training fits; 0 if unknown.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.

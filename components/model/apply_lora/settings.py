@@ -32,7 +32,7 @@ class Settings(CardSettings):
     max_length: int = Field(1024, ge=1)
     batch_size: int = Field(4, ge=1)
     tokens_per_micro_batch: int = Field(16384, ge=1)
-    gradient_checkpointing: Literal["on", "off"] = "off"
+    gradient_checkpointing: Literal["on", "off", "auto"] = "auto"
     gpu_memory_gib: float = Field(0.0, ge=0)
 
     @field_validator("target_modules")

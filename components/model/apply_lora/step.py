@@ -1,23 +1,25 @@
 """Apply LoRA: chooses the adapter and checks it against the architecture before a GPU is asked for."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 
-from llm_finetune.components.model.apply_lora.memory import Memory, Plan, Shape, advise, estimate
+from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
-from llm_finetune.components.model.apply_lora.targets import (
-    check_saved,
-    check_targets,
+from llm_finetune.components.model.apply_lora.targets import check_saved, check_targets, linear_names
+from llm_finetune.components.shared.architecture import (
+    adapter_of,
     empty_model,
-    linear_names,
+    liger_obstacle,
     shape_of,
+    shares_keys,
 )
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.memory import Adapter, Memory, Plan, Shape, estimate
 from llm_finetune.components.shared.summary import write_summary
 
 ALL_LINEAR = "all-linear"
@@ -93,15 +95,13 @@ def apply_lora(
     targets = linear_names(model) if settings.targets == [ALL_LINEAR] else settings.targets
     check_targets(model, targets)
     check_saved(model, settings.saved, targets)
-    shape = shape_of(model)
-    adapter = _peft_config(settings, targets)
-    trainable, total = _count(model, settings, targets)
-    rows = settings.batch_size * settings.max_length
-    tokens = max(min(rows, settings.tokens_per_micro_batch), settings.max_length)  # at least one whole row
-    plan = Plan(trainable, tokens, settings.gradient_checkpointing == "on", load_in_4bit)
-    memory = estimate(shape, plan)
+    shape, fused = shape_of(model), not liger_obstacle(model.config.model_type)
+    plain = settings.model_copy(update={"init": "default"})  # the other initial values need weights to start from
+    adapter, total = adapter_of(model, _peft_config(plain, targets))
+    plan = _plan(shape, adapter, settings, fused, load_in_4bit)
+    memory = estimate(shape, adapter, plan)
     with whole_folder(lora_config) as folder:
-        _write_adapter(folder, adapter)
+        _write_adapter(folder, _peft_config(settings, targets))
     facts = LoraFacts(
         lora_rank=settings.r,
         lora_alpha=settings.lora_alpha,
@@ -111,15 +111,16 @@ def apply_lora(
         init=settings.init,
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
-        trainable_parameters=trainable,
+        trainable_parameters=adapter.trainable,
         total_parameters=total,
-        trainable_share=trainable / total,
+        trainable_share=adapter.trainable / total,
         estimated_memory_gib=round(memory.gib, 2),
         fits=_fits(memory, settings.gpu_memory_gib),
         serves_as_adapter=not (settings.use_dora or settings.saved or settings.init in ("pissa", "olora")),
         content_hash=content_hash(lora_config),
     )
-    _write_summary(model_summary, facts, memory, shape, plan, settings)
+    advice = advise(shape, adapter, plan, settings.gpu_memory_gib, settings.max_length) if facts.fits == "no" else ""
+    _write_summary(model_summary, facts, memory, plan, advice, settings)
     return facts
 
 
@@ -146,11 +147,13 @@ def _write_adapter(folder: Path, adapter: LoraConfig) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _count(model: Any, settings: Settings, targets: list[str]) -> tuple[int, int]:
-    """Returns trainable and total parameters of the model with its adapter, from PEFT itself."""
-    plain = settings.model_copy(update={"init": "default"})  # the other initial values need weights to start from
-    wrapped = get_peft_model(model, _peft_config(plain, targets), low_cpu_mem_usage=True)
-    return wrapped.get_nb_trainable_parameters()
+def _plan(shape: Shape, adapter: Adapter, settings: Settings, fused: bool, load_in_4bit: bool) -> Plan:
+    rows = settings.batch_size * settings.max_length
+    tokens = max(min(rows, settings.tokens_per_micro_batch), settings.max_length)  # at least one whole row
+    plan = Plan(tokens, settings.gradient_checkpointing == "on", load_in_4bit, fused, shares_keys())
+    if settings.gradient_checkpointing == "auto" and settings.gpu_memory_gib:
+        return replace(plan, checkpointing=estimate(shape, adapter, plan).gib > settings.gpu_memory_gib)
+    return plan
 
 
 def _fits(memory: Memory, gpu_memory_gib: float) -> str:
@@ -160,7 +163,7 @@ def _fits(memory: Memory, gpu_memory_gib: float) -> str:
 
 
 def _write_summary(
-    path: str | Path, facts: LoraFacts, memory: Memory, shape: Shape, plan: Plan, settings: Settings
+    path: str | Path, facts: LoraFacts, memory: Memory, plan: Plan, advice: str, settings: Settings
 ) -> None:
     asked = f" of {settings.gpu_memory_gib:g} GiB" if settings.gpu_memory_gib else ""
     shown = {
@@ -181,11 +184,12 @@ def _write_summary(
     notes = [
         "Memory: " + ", ".join(f"{name} {gib:.2f} GiB" for name, gib in parts.items()) + ".",
         f"It assumes one GPU, {plan.tokens:,} tokens in a micro-batch, gradient checkpointing "
-        f"{settings.gradient_checkpointing}, frozen weights in {'NF4' if plan.load_in_4bit else 'bfloat16'}, adapter "
-        "and optimizer in float32, attention without a mask matrix.",
+        f"{'on' if plan.checkpointing else 'off'}, frozen weights in {'NF4' if plan.load_in_4bit else 'bfloat16'}, "
+        f"{'fused layers (Liger)' if plan.fused else 'layers that are not fused'}, adapter and optimizer in float32, "
+        "attention without a mask matrix.",
     ]
-    if facts.fits == "no":
-        notes.append(advise(shape, plan, settings.gpu_memory_gib, settings.max_length))
+    if advice:
+        notes.append(advice)
     if not facts.serves_as_adapter:
         notes.append("vLLM can't serve this adapter on a shared base (DoRA, modules_to_save, PiSSA, OLoRA): merge it.")
     write_summary(path, "LoRA", shown, notes)

@@ -1,39 +1,13 @@
 """Which modules of an architecture an adapter can sit on, looked up on the meta device: no weight is loaded."""
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
-from llm_finetune.components.model.apply_lora.memory import Shape
+from llm_finetune.components.shared.architecture import LINEAR
 from llm_finetune.components.shared.errors import UserError, nearest
 
-LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
-
-
-def empty_model(model_config: str | Path) -> Any:
-    """Builds the architecture without weights.
-
-    Args:
-        model_config: Folder with the model's config.json.
-
-    Returns:
-        The model, all of it on the meta device.
-
-    Raises:
-        UserError: If this transformers does not know the architecture.
-    """
-    try:
-        config = AutoConfig.from_pretrained(model_config, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.bfloat16)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"the model's architecture can't be built: {str(error).strip()}") from error
 
 
 def check_targets(model: Any, targets: list[str]) -> None:
@@ -93,29 +67,6 @@ def linear_names(model: Any) -> list[str]:
     return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
 
-def shape_of(model: Any) -> Shape:
-    """Returns what of a model decides its memory."""
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    linear = [module for module in model.modules() if isinstance(module, LINEAR) and module is not head]
-    in_linear = _count(parameter for module in linear for parameter in module.parameters())
-    visited = getattr(config, "num_experts_per_tok", None) or 1
-    mlp = (getattr(config, "moe_intermediate_size", None) if visited > 1 else None) or config_width(config)
-    return Shape(
-        linear_parameters=in_linear,
-        other_parameters=_count(model.parameters()) - in_linear,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        mlp=mlp * visited,
-        vocabulary=config.vocab_size,
-    )
-
-
-def config_width(config: Any) -> int:
-    """Returns the width of the MLP; four times the hidden width where the configuration does not say."""
-    width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    return int(max(width) if isinstance(width, list | tuple) else width)
-
-
 def _refuse_tied(model: Any, found: list[nn.Module], where: str) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not embedding.weight:
@@ -129,7 +80,3 @@ def _refuse_tied(model: Any, found: list[nn.Module], where: str) -> None:
 
 def _owns(module: nn.Module) -> bool:
     return next(module.parameters(recurse=False), None) is not None
-
-
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

@@ -19,6 +19,7 @@ def tokenize(
     max_length: int = 1024,
     packing: bool = True,
     overlength: str = "drop",
+    train_on: str = "all",
     num_proc: int = 0,
     seed: int = 42,
     settings: dict = {},
@@ -37,6 +38,7 @@ def tokenize(
         max_length: Most tokens in a row.
         packing: Fill each training row with several documents (best fit; documents do not see each other).
         overlength: What happens to a document longer than max_length: drop, truncate or error.
+        train_on: Answers of a conversation that are trained: all, or the last one alone.
         num_proc: Threads of the tokenizer; 0 uses all cores.
         seed: Seed of the order of packed rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).

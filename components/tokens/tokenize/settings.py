@@ -14,5 +14,6 @@ class Settings(CardSettings):
     max_length: int = Field(1024, ge=8)
     packing: bool = True
     overlength: Literal["drop", "truncate", "error"] = "drop"
+    train_on: Literal["all", "last"] = "all"
     num_proc: int = Field(0, ge=0)
     seed: int = 42

@@ -2,9 +2,8 @@
 
 import os
 import random
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.tokens.tokenize.conversation import RenderedRow, render_conversation
+from llm_finetune.components.tokens.tokenize.documents import Documents, joined, tokenized
 from llm_finetune.components.tokens.tokenize.packing import pack
 from llm_finetune.components.tokens.tokenize.settings import Settings
 from llm_finetune.components.tokens.tokenize.view import token_rows
 from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary, load_vocabulary, template_beside
 
-IGNORED = -100
-"""Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
-DOCUMENTS_PER_WINDOW = 65_536
+DOCUMENTS_PER_WINDOW = 8_192
 """Documents packed together: enough for rows that are full to a fraction of a percent, few enough to stay in memory."""
+TOKENS_PER_WINDOW = 2**22
+"""The same where documents are long."""
 TOKENS = pa.list_(pa.int32())
 
 
@@ -41,8 +40,10 @@ class SplitFacts:
         dropped_overlength: Documents left out because they are longer than `max_length`.
         dropped_prompt_only: Documents left out because their prompt alone fills `max_length`.
         cut: Documents whose completion was cut.
-        lengths: Documents by number of tokens, before anything was dropped, in 40 equal steps up to the longest.
-        longest: Tokens of the longest document.
+        untrained_answers: Earlier answers of conversations that are context alone, because the chat template renders
+            them differently once the conversation has gone on.
+        shortest: Tokens of the shortest document that came in.
+        longest: Tokens of the longest document written.
     """
 
     documents: int = 0
@@ -53,27 +54,9 @@ class SplitFacts:
     dropped_overlength: int = 0
     dropped_prompt_only: int = 0
     cut: int = 0
+    untrained_answers: int = 0
+    shortest: int = 0
     longest: int = 0
-    lengths: Counter[int] = field(default_factory=Counter)
-
-    def metadata(self) -> dict[str, Any]:
-        """Returns the facts as plain values."""
-        return {name: value for name, value in vars(self).items() if name != "lengths"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One tokenised document.
-
-    Attributes:
-        row: Its index in the split.
-        input_ids: Prompt, then completion.
-        labels: The same length; `IGNORED` where nothing is trained.
-    """
-
-    row: int
-    input_ids: list[int]
-    labels: list[int]
 
 
 def tokenize(
@@ -139,16 +122,17 @@ def tokenize(
         "tokenizer": model_label or name,
         "max_length": settings.max_length,
         "overlength": settings.overlength,
+        "train_on": settings.train_on,
         "chat_template_sha": content_hash(Path(train_tokens) / "tokenizer", "*.jinja"),
     }
     return (
         {
-            **facts["train"].metadata(),
+            **asdict(facts["train"]),
             **common,
             "packing": settings.packing,
             "content_hash": content_hash(train_tokens),
         },
-        {**facts["validation"].metadata(), **common, "packing": False, "content_hash": content_hash(val_tokens)},
+        {**asdict(facts["validation"]), **common, "packing": False, "content_hash": content_hash(val_tokens)},
     )
 
 
@@ -157,13 +141,13 @@ def _tokenize_split(
 ) -> SplitFacts:
     facts = SplitFacts()
     columns = [("input_ids", TOKENS), ("labels", TOKENS), ("seq_lengths", TOKENS) if packing else ("row", pa.int64())]
-    documents = _fitting(_documents(source, vocabulary), facts, settings, split)
+    documents = tokenized(source, split, vocabulary, settings.train_on == "all")
     with tables.ShardWriter(target, pa.schema(columns)) as writer:
-        for window in _windows(documents, DOCUMENTS_PER_WINDOW):
+        for window in _windows(_fitting(documents, facts, settings, split)):
             if packing:
                 _write_packed(writer, window, settings)
             else:
-                _write_plain(writer, window)
+                writer.write(_batch(writer, window.input_ids, window.labels, window.row))
         if not writer.rows:
             raise UserError(_nothing_left(split, facts, settings))
         vocabulary.tokenizer.save_pretrained(writer.folder / "tokenizer")
@@ -172,93 +156,69 @@ def _tokenize_split(
     return facts
 
 
-def _documents(source: Path, vocabulary: Vocabulary) -> Iterator[Document]:
-    first = 0
-    chat = "messages" in tables.schema(source).names
-    for batch in tables.batches(source, ["messages"] if chat else ["prompt", "completion"], rows=2048):
-        rendered = _rendered(batch, vocabulary, chat)
-        prompts = vocabulary.encode([row.prompt for row in rendered])
-        completions = vocabulary.encode_completions([row.completion for row in rendered])
-        for i, (row, prompt, completion) in enumerate(zip(rendered, prompts, completions, strict=True)):
-            labels = _earlier_turns(row, prompt, vocabulary) if row.trained else [IGNORED] * len(prompt)
-            yield Document(first + i, prompt + completion, labels + completion)
-        first += len(rendered)
-
-
-def _rendered(batch: pa.RecordBatch, vocabulary: Vocabulary, chat: bool) -> list[RenderedRow]:
-    if chat:
-        return [render_conversation(vocabulary.tokenizer, messages) for messages in batch["messages"].to_pylist()]
-    texts = zip(batch["prompt"].to_pylist(), batch["completion"].to_pylist(), strict=True)
-    return [RenderedRow(vocabulary.bos + prompt, completion) for prompt, completion in texts]
-
-
-def _earlier_turns(row: RenderedRow, prompt: list[int], vocabulary: Vocabulary) -> list[int]:
-    ids, offsets = vocabulary.encode_with_offsets(row.prompt)
-    labels = [IGNORED] * len(ids)
-    for position, (start, end) in enumerate(offsets):
-        if any(first <= start and end <= last for first, last in row.trained):
-            labels[position] = prompt[position]
-    return labels
-
-
-def _fitting(documents: Iterator[Document], facts: SplitFacts, settings: Settings, split: str) -> Iterator[Document]:
+def _fitting(documents: Iterator[Documents], facts: SplitFacts, settings: Settings, split: str) -> Iterator[Documents]:
     """Passes on the documents that fit, and counts all."""
     limit = settings.max_length
-    for document in documents:
-        length = len(document.input_ids)
-        facts.documents += 1
-        facts.lengths[length] += 1
-        facts.longest = max(facts.longest, min(length, limit))
-        if length > limit:
+    for batch in documents:
+        lengths = batch.lengths
+        over = lengths > limit
+        facts.documents += len(lengths)
+        facts.untrained_answers += batch.untrained_answers
+        facts.shortest = min(facts.shortest or int(lengths.min()), int(lengths.min()))
+        if over.any():
+            first = int(over.argmax())
             if settings.overlength == "error":
                 raise UserError(
-                    f"row {document.row} of the {split} split has {length} tokens, more than max_length = {limit}. "
-                    "Raise max_length, or set overlength to drop or truncate"
+                    f"row {batch.row[first]} of the {split} split has {lengths[first]} tokens, more than max_length = "
+                    f"{limit}. Raise max_length, or set overlength to drop or truncate"
                 )
-            if settings.overlength == "drop":
-                facts.dropped_overlength += 1
-                continue
-            if all(label == IGNORED for label in document.labels[:limit]):
-                facts.dropped_prompt_only += 1
-                continue
-            facts.cut += 1
-            document = Document(document.row, document.input_ids[:limit], document.labels[:limit])
-        facts.tokens += len(document.input_ids)
-        facts.supervised_tokens += len(document.labels) - document.labels.count(IGNORED)
-        yield document
+            if settings.overlength == "truncate":
+                batch = batch.cut(limit)
+                kept = batch.trained > 0
+                facts.dropped_prompt_only += int((~kept).sum())
+                facts.cut += int((over & kept).sum())
+            else:
+                kept = ~over
+                facts.dropped_overlength += int(over.sum())
+            batch = batch.of(kept.nonzero()[0])
+        if len(batch.row):
+            facts.tokens += len(batch.input_ids.flatten())
+            facts.supervised_tokens += int(batch.trained.sum())
+            facts.longest = max(facts.longest, int(batch.lengths.max()))
+            yield batch
 
 
-def _windows(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
-    window: list[Document] = []
-    for document in documents:
-        window.append(document)
-        if len(window) == size:
-            yield window
-            window = []
+def _windows(documents: Iterator[Documents]) -> Iterator[Documents]:
+    window: list[Documents] = []
+    rows = tokens = 0
+    for batch in documents:
+        window.append(batch)
+        rows, tokens = rows + len(batch.row), tokens + len(batch.input_ids.flatten())
+        if rows >= DOCUMENTS_PER_WINDOW or tokens >= TOKENS_PER_WINDOW:
+            yield joined(window)
+            window, rows, tokens = [], 0, 0
     if window:
-        yield window
+        yield joined(window)
 
 
-def _write_plain(writer: tables.ShardWriter, window: list[Document]) -> None:
-    rows = pa.array([document.row for document in window], pa.int64())
-    ids, labels = _lists([d.input_ids for d in window]), _lists([d.labels for d in window])
-    writer.write(pa.RecordBatch.from_arrays([ids, labels, rows], schema=writer.schema))
-
-
-def _write_packed(writer: tables.ShardWriter, window: list[Document], settings: Settings) -> None:
-    rows = pack([len(document.input_ids) for document in window], settings.max_length)
+def _write_packed(writer: tables.ShardWriter, window: Documents, settings: Settings) -> None:
+    lengths = window.lengths
+    rows = pack(lengths.tolist(), settings.max_length)
     random.Random(settings.seed).shuffle(rows)  # best fit puts the longest documents first
-    ids = _lists([[token for i in row for token in window[i].input_ids] for row in rows])
-    labels = _lists([[token for i in row for token in window[i].labels] for row in rows])
-    lengths = _lists([[len(window[i].input_ids) for i in row] for row in rows])
-    writer.write(pa.RecordBatch.from_arrays([ids, labels, lengths], schema=writer.schema))
+    order = np.concatenate(rows)
+    documents = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    tokens = np.concatenate([[0], np.cumsum(lengths[order])])[documents]
+    in_order = window.of(order)
+    ids, labels = (_lists(tokens, column.flatten()) for column in (in_order.input_ids, in_order.labels))
+    writer.write(_batch(writer, ids, labels, _lists(documents, pa.array(lengths[order].astype(np.int32)))))
 
 
-def _lists(rows: list[list[int]]) -> pa.ListArray:
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.fromiter((token for row in rows for token in row), np.int32, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+def _batch(writer: tables.ShardWriter, *columns: pa.Array) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(list(columns), schema=writer.schema)
+
+
+def _lists(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
 
 
 def _nothing_left(split: str, facts: SplitFacts, settings: Settings) -> str:
@@ -266,5 +226,5 @@ def _nothing_left(split: str, facts: SplitFacts, settings: Settings) -> str:
         return f"the {split} split has no rows"
     return (
         f"none of the {facts.documents} documents of the {split} split fits into max_length = {settings.max_length} "
-        f"tokens (the shortest has {min(facts.lengths)}). Raise max_length, or set overlength to truncate"
+        f"tokens (the shortest has {facts.shortest}). Raise max_length, or set overlength to truncate"
     )

@@ -1,10 +1,14 @@
 """The model's tokenizer, finished as it must be served: chat template, beginning and end of a turn."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import Encoding
 
 from llm_finetune.components.shared.errors import UserError
 
@@ -27,35 +31,54 @@ class Vocabulary:
         tokenizer: The Hugging Face tokenizer; its chat template is the one to serve.
         bos: Text to put before every prompt that is not rendered by the chat template; empty if the model has none.
         special_ids: Ids of control tokens.
-        needs_anchor: Whether text encoded on its own gets a word boundary that the same text after a newline has not
-            (SentencePiece-style tokenizers).
+        anchor: Text to encode before a completion and cut off again, where text on its own gets a word boundary that
+            the same text behind a prompt has not (SentencePiece-style tokenizers); empty elsewhere.
+        embeddings: Tokens that the model has embeddings for; 0 where its configuration is not at hand.
     """
 
     tokenizer: Any
     bos: str
     special_ids: frozenset[int]
-    needs_anchor: bool
+    anchor: str
+    embeddings: int = 0
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Encodes texts whose special tokens are written out, as a server encodes a rendered chat."""
-        return [row.ids for row in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode(self, texts: list[str], with_offsets: bool = False) -> list[Encoding]:
+        """Encodes texts whose special tokens are written out, as a server encodes a rendered chat.
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Encodes one text; returns ids and, for each, its first character and the one after its last."""
-        row = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        return row.ids, row.offsets
+        Args:
+            texts: The texts.
+            with_offsets: Whether each token's first character and the one after its last are wanted, too.
 
-    def encode_completions(self, texts: list[str]) -> list[list[int]]:
+        Returns:
+            The encodings, with their `ids` and `offsets`.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
+        encodings: list[Encoding] = encode(texts, add_special_tokens=False)
+        return encodings
+
+    def encode_completions(self, texts: list[str], prompts: list[Encoding]) -> list[list[int]]:
         """Encodes texts that continue a prompt; each ends with its end-of-turn token.
 
         That is the special token that a chat template wrote at the text's end, or else the end-of-sequence token.
+
+        Args:
+            texts: The texts.
+            prompts: The prompt of each.
+
+        Returns:
+            Ids per text.
         """
-        if self.needs_anchor:
-            anchor = self.encode(["\n"])[0]
-            ids = [row[len(anchor) :] for row in self.encode(["\n" + text for text in texts])]
-        else:
-            ids = self.encode(texts)
+        anchors = [self._anchor_behind(prompt) for prompt in prompts] if self.anchor else [""] * len(texts)
+        cuts = {anchor: len(self.encode([anchor])[0]) for anchor in set(anchors)}
+        rows = self.encode([anchor + text for anchor, text in zip(anchors, texts, strict=True)])
+        ids = [row.ids[cuts[anchor] :] for row, anchor in zip(rows, anchors, strict=True)]
         return [row if row and row[-1] in self.special_ids else [*row, self.tokenizer.eos_token_id] for row in ids]
+
+    def _anchor_behind(self, prompt: Encoding) -> str:
+        if not len(prompt):
+            return ""
+        return str(self.tokenizer.eos_token) if prompt.ids[-1] in self.special_ids else self.anchor
 
 
 def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
@@ -90,8 +113,10 @@ def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
             f"template=chat, but the tokenizer of {model!r} has no chat template. "
             "Use an instruct model, or an instruction template such as the default"
         )
+    elif bos and not _renders_bos(tokenizer):
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return Vocabulary(tokenizer, bos, special_ids, _needs_anchor(tokenizer))
+    return Vocabulary(tokenizer, bos, special_ids, _anchor(tokenizer), _embeddings(Path(model)))
 
 
 def template_beside(sft: Path) -> str | None:
@@ -105,13 +130,34 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
+def _embeddings(folder: Path) -> int:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
+
+
 def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _needs_anchor(tokenizer: Any) -> bool:
-    backend = tokenizer.backend_tokenizer
-    alone = backend.encode("a", add_special_tokens=False).ids
-    newline = backend.encode("\n", add_special_tokens=False).ids
-    after = backend.encode("\na", add_special_tokens=False).ids
-    return bool(after[: len(newline)] == newline and after[len(newline) :] != alone)
+def _renders_bos(tokenizer: Any) -> bool:
+    """Tells whether the chat template writes the beginning token, which nobody else adds to a rendered chat."""
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateError:  # one that wants more than a question; its rows will say what
+        return True
+    return bool(text.startswith(tokenizer.bos_token))
+
+
+def _anchor(tokenizer: Any) -> str:
+    """Returns the first anchor behind which text is encoded as behind a newline; a special token merges with none."""
+
+    def behind(anchor: str, text: str) -> list[int]:
+        backend = tokenizer.backend_tokenizer
+        cut = len(backend.encode(anchor, add_special_tokens=False))
+        ids: list[int] = backend.encode(anchor + text, add_special_tokens=False).ids
+        return ids[cut:]
+
+    probes = ("a", " a", "  a")
+    anchors = ("", str(tokenizer.eos_token), "\n")
+    return next(anchor for anchor in anchors if all(behind(anchor, text) == behind("\n", text) for text in probes))

@@ -14,6 +14,7 @@ def finetune_lora(
     ft_result: dsl.Output[dsl.Model],
     train_metrics: dsl.Output[dsl.Metrics],
     loss_curve: dsl.Output[dsl.HTML],
+    training_logs: dsl.Output[dsl.Artifact],
     num_epochs: int = 3,
     batch_size: int = 4,
     learning_rate: float = 2e-4,
@@ -27,9 +28,12 @@ def finetune_lora(
     early_stopping_patience: int = 0,
     checkpoint_folder: str = "",
     checkpoint_steps: int = 0,
-    gradient_checkpointing: str = "off",
+    gradient_checkpointing: str = "auto",
     evaluate_first: bool = True,
     dtype: str = "auto",
+    processes: int = 0,
+    parallel: str = "auto",
+    report_to: str = "",
     seed: int = 42,
     settings: dict = {},
     package_version: str = "",
@@ -44,8 +48,10 @@ def finetune_lora(
         ft_result: The adapter (safetensors) with tokenizer and generation config.
         train_metrics: Losses, epochs, tokens per second and peak memory.
         loss_curve: Loss, learning rate and speed over the steps.
+        training_logs: TensorBoard's event files.
         num_epochs: Passes over the training rows.
-        batch_size: Rows per optimizer step and device, before accumulation; packed rows hold several documents.
+        batch_size: Rows per optimizer step and GPU, before accumulation; n GPUs take n times as many, and learning_rate
+            stays as it is. Packed rows hold several documents.
         learning_rate: Peak learning rate.
         logging_steps: Optimizer steps between two points of the curve.
         gradient_accumulation_steps: Multiplies the rows per optimizer step without more memory.
@@ -57,9 +63,15 @@ def finetune_lora(
         early_stopping_patience: Stop after so many validations without a better loss and keep the best; 0 never stops.
         checkpoint_folder: Folder that outlives the pod; training resumes from its latest checkpoint. Empty keeps none.
         checkpoint_steps: Optimizer steps between checkpoints and validations; 0 means once per epoch.
-        gradient_checkpointing: on saves memory for about a third more computing; off is faster where it fits.
+        gradient_checkpointing: on saves memory for about a third more computing; off is faster where it fits; auto
+            takes off where the estimate fits the GPU's free memory.
         evaluate_first: Measure the validation loss before the first step too.
         dtype: Precision of matrix products: auto, bfloat16 or float32.
+        processes: Processes that train, one per GPU; 0 takes all GPUs of the pod, or one process where there is none.
+        parallel: How several processes share the model: ddp, all weights on each GPU; fsdp, the frozen weights divided
+            between them; auto, ddp where the model fits.
+        report_to: Trackers to report to, mlflow (variable MLFLOW_TRACKING_URI) and wandb (WANDB_API_KEY), separated by
+            commas.
         seed: Seed of the adapter's initial weights, dropout and the order of rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
@@ -84,6 +96,8 @@ def finetune_lora(
             chosen,
             bool(model_config.metadata.get("load_in_4bit")),
             produced_by["inputs"],
+            training_logs.path,
         )
+        training_logs.metadata.update(produced_by)
         ft_result.metadata.update(step.result_metadata(ft_result.path, facts) | produced_by)
         write_metrics(train_metrics, vars(facts))

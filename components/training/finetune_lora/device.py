@@ -80,21 +80,26 @@ def _plan_cpu(packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
     fast = cpu_multiplies_bfloat16()
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and fast)
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    own_loss = plain_head and single and not packed
+    obstacle = (
+        "the head does more than project" if not plain_head
+        else "rows are flattened" if packed
+        else "" if single
+        else "gradients of several processes are joined in the model's own forward pass"
+    )  # fmt: skip
     return DevicePlan(
         device="cpu",
         base_dtype=torch.float32,
         autocast=bfloat16,
         attention="eager",
         padding_free=packed,
-        own_loss=own_loss,
+        own_loss=not obstacle,
         group_by_length=not packed,
         fused_layers=False,
         reasons=(
             f"CPU: {'bfloat16' if bfloat16 else 'float32'} products, because it "
             f"{'multiplies' if fast else 'does not multiply'} bfloat16 in hardware",
             "eager attention, the fastest for short rows on a CPU",
-            "packed rows, flattened" if packed else "rows of like length together",
-            "loss on labelled positions alone" if own_loss else "loss on TRL's head",
+            "packed rows, flattened" if packed else "rows of like length together, which spares most of the padding",
+            f"loss on TRL's head, because {obstacle}" if obstacle else "loss on labelled positions alone",
         ),
     )

@@ -1,6 +1,5 @@
 """Fused layers: Liger's norms, rotary embedding and SwiGLU where it is installed, and the adapter's products."""
 
-import importlib.util
 from types import MethodType
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from llm_finetune.components.shared.architecture import liger_obstacle
 from llm_finetune.components.shared.losses import unwrapped
 
 
@@ -22,11 +22,7 @@ def fused_layers_obstacle(model_type: str) -> str:
     """
     if not torch.cuda.is_available():
         return "they need a GPU"
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
-    return "" if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"liger-kernel has none for {model_type}"
+    return liger_obstacle(model_type)
 
 
 def fuse_layers(model: torch.nn.Module) -> None:

@@ -23,7 +23,10 @@ class Settings(CardSettings):
     early_stopping_patience: int = Field(0, ge=0)
     checkpoint_folder: str = ""
     checkpoint_steps: int = Field(0, ge=0)
-    gradient_checkpointing: Literal["on", "off"] = "off"
+    gradient_checkpointing: Literal["on", "off", "auto"] = "auto"
     evaluate_first: bool = True
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    processes: int = Field(0, ge=0)
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    report_to: str = ""
     seed: int = 42

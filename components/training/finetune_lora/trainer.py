@@ -6,43 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, concatenate_datasets
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from llm_finetune.components.shared.causal_lm import evaluating
-from llm_finetune.components.shared.losses import by_length, completion_nll, padded
+from llm_finetune.components.shared.losses import IGNORED, by_length, completion_nll, padded
 from llm_finetune.components.shared.progress import Progress
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
 from llm_finetune.components.training.finetune_lora.fused import fuse_adapters, fuse_layers, without_input_casts
-
-
-class EpochLengthSampler(LengthGroupedSampler):
-    """Groups rows of like length in an order of seed and epoch alone, so that a resumed run repeats it."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        """Names the rows' lengths and the seed."""
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the order of an epoch; accelerate's data loader calls this."""
-        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, EpochOrder, SharedBatches
 
 
 class CompletionTrainer(SFTTrainer):
     """Trains on completions.
 
-    The loss of an optimizer step is Σ nll / Σ tokens over its whole accumulation window, the validation loss the same
-    over all rows; transformers' own validation loss averages batches.
+    The loss of an optimizer step is Σ nll / Σ tokens over its whole accumulation window and all processes, the
+    validation loss the same over all rows; transformers' own validation loss averages batches.
     """
 
     model: Any
     train_dataset: Any
     eval_dataset: Any
+    processing_class: Any
 
     def __init__(self, *args: Any, plan: DevicePlan, eval_tokens: int, **kwargs: Any) -> None:
         """Builds the trainer.
@@ -53,9 +44,15 @@ class CompletionTrainer(SFTTrainer):
             eval_tokens: Most tokens in a validation batch, padding included.
             **kwargs: SFTTrainer's.
         """
-        if plan.device == "cuda":  # batches are copied while the GPU still computes
-            kwargs["args"].accelerator_config.non_blocking = True
+        loading = kwargs["args"].accelerator_config
+        loading.non_blocking = plan.device == "cuda"  # batches are copied while the GPU still computes
+        loading.even_batches = False  # no row twice: SharedBatches has a batch for every process
         super().__init__(*args, **kwargs)
+        # transformers does not resume where it loaded the model in parts: the optimizer could be in parts as well.
+        # Here it is not, since the adapter is whole in every process.
+        self.args.save_only_model = False
+        if self.accelerator.num_processes > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # dropout differs between the processes
         if plan.autocast:
             without_input_casts(self.model)
         if plan.autocast and plan.device == "cuda":
@@ -70,16 +67,17 @@ class CompletionTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Returns Σ nll of this micro-batch over the accumulation window's tokens."""
+        """Returns Σ nll of this micro-batch over the tokens of the accumulation window, all processes' together."""
         self.tokens_seen += int(
             inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
         )
-        if not self.plan.own_loss and (return_outputs or self.aux_loss_enabled or self.accelerator.num_processes > 1):
+        if not self.plan.own_loss and (return_outputs or self.aux_loss_enabled):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.plan.own_loss:  # as TRL does, without its figures for the log, each of which waits for the GPU
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
             tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
-            return -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
+            loss = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
+            return loss * self.accelerator.num_processes  # gradients are averaged over the processes afterwards
         with self.accelerator.autocast():
             nll, tokens = completion_nll(self.model, inputs)
         return nll.sum() / (tokens.sum() if num_items_in_batch is None else num_items_in_batch)
@@ -87,47 +85,102 @@ class CompletionTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns and logs `eval_loss`, Σ nll / Σ tokens over the validation rows."""
         rows = self.eval_dataset
+        groups = list(by_length(rows["length"], self.eval_tokens))
+        own = groups[self.args.process_index :: self.accelerator.num_processes]
+        turns = -(-len(groups) // self.accelerator.num_processes)  # a model in parts needs all processes at every turn
         nll, tokens = 0.0, 0
         with evaluating(self.model), self.accelerator.autocast():
-            for group in by_length(rows["length"], self.eval_tokens):
-                sums, counts = completion_nll(self.model, padded([rows[i] for i in group], self.args.device))
-                nll, tokens = nll + float(sums.double().sum()), tokens + int(counts.sum())
-        metrics = {"eval_loss": nll / tokens}
+            for turn in range(turns):
+                batch = padded([rows[i] for i in (own[turn] if turn < len(own) else groups[-1])], self.args.device)
+                sums, counts = self._completion_nll(batch)
+                if turn < len(own):
+                    nll, tokens = nll + float(sums.double().sum()), tokens + int(counts.sum())
+        metrics = {"eval_loss": self.summed(nll) / self.summed(tokens)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _completion_nll(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_distributed_loading_by_transformers:
+            return completion_nll(self.model, batch)
+        # The parts of the weights come together only in a forward pass of the whole model.
+        outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs, outputs.label_mask
+
+    def summed(self, figure: float) -> float:
+        """Returns the sum of a figure over the processes."""
+        return float(self.accelerator.reduce(self._double(figure), "sum"))
+
+    def largest(self, figure: float) -> float:
+        """Returns the largest of the processes' figures."""
+        return float(self.accelerator.gather(self._double(figure)).max())
+
+    def _double(self, figure: float) -> torch.Tensor:
+        return torch.tensor(figure, dtype=torch.float64, device=self.args.device)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the rate of real tokens since the last log."""
+        """Adds the rate of real tokens since the last log, all processes' together."""
         if "loss" in logs:
             now = time.monotonic()
-            logs["tokens_per_second"] = (self.tokens_seen - self.tokens_logged) / max(now - self.logged_at, 1e-9)
+            rate = (self.tokens_seen - self.tokens_logged) / max(now - self.logged_at, 1e-9)
+            logs["tokens_per_second"] = self.summed(rate)
             self.logged_at, self.tokens_logged = now, self.tokens_seen
         super().log(logs, start_time)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.plan.group_by_length:
-            return super()._get_train_sampler(train_dataset)
-        return EpochLengthSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            self.train_dataset["length"],
-            self.args.seed,
+    def get_train_dataloader(self) -> Any:
+        """Returns this process's micro-batches."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return super().get_train_dataloader()
+        rows = self._remove_unused_columns(self.train_dataset, description="training")
+        filler = {name: [self.processing_class.pad_token_id] for name in rows.column_names}
+        filler |= {"labels": [IGNORED]} | ({"seq_lengths": [1]} if "seq_lengths" in filler else {})
+        batches = SharedBatches(
+            self._get_train_sampler(),
+            len(rows),
+            processes,
+            self.args.train_batch_size,
+            self.args.gradient_accumulation_steps,
         )
+        self.add_callback(EpochOrder(batches))
+        loader = DataLoader(
+            concatenate_datasets([rows, Dataset.from_list([filler], features=rows.features)]),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.plan.group_by_length:
+            rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return EpochLengthSampler(
+                rows_per_step * self.accelerator.num_processes, self.train_dataset["length"], self.args.seed
+            )
+        if self.accelerator.num_processes > 1:
+            return SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        return super()._get_train_sampler(train_dataset)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(str(self.args.output_dir)) / "partial")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir))
+        folder, first = Path(str(self.args.output_dir)), self.is_world_process_zero()
         staging = Path(self._get_output_dir(trial))
-        if self.is_world_process_zero():
+        if first:
             shutil.rmtree(staging, ignore_errors=True)
-        Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which adds a model card to every checkpoint
+        for module in self.model.modules():  # saving divides weights again; the others must not be left with them whole
+            if isinstance(module, FSDPModule):
+                module.reshard()
         self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            staged = staging / f"checkpoint-{self.state.global_step}"
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(folder / staged.name)
+        Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which adds a model card to every checkpoint
+        staged = staging / f"checkpoint-{self.state.global_step}"
+        best = self.state.best_global_step == self.state.global_step
+        if best:
+            self.state.best_model_checkpoint = str(folder / staged.name)
+        self.accelerator.wait_for_everyone()
+        if first:
+            if best:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
             checkpoints.seal(staged)
             checkpoints.publish(staged, folder)
@@ -147,7 +200,7 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the clock at the first step, so that what came before it does not count."""
-        if self.progress is None:
+        if self.progress is None and state.is_world_process_zero:
             self.progress = Progress("train", state.max_steps, "steps")
             self.progress.update(state.global_step)
 

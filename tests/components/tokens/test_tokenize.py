@@ -178,6 +178,20 @@ def test_long_documents_are_refused_by_setting(tmp_path):
     assert not (tmp_path / "train").exists()
 
 
+def test_a_token_without_an_embedding_is_refused_before_training(tmp_path):
+    model = family_tokenizer(tmp_path / "t", "smollm")
+    served = AutoTokenizer.from_pretrained(model)
+    served.add_tokens(["<street>"], special_tokens=True)
+    served.save_pretrained(model)
+    source = sft(tmp_path / "sft", [*ROWS, ("Where", "x", "<street>")])
+    size = len(served)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": size - 1}))
+    with pytest.raises(UserError, match=rf"row 5 of the train split holds the token '<street>' \(id {size - 1}\)"):
+        run(tmp_path, source, model)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": size}))
+    assert run(tmp_path, source, model)[0][0]["documents"] == 6
+
+
 def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(UserError, match="none of the 5 documents of the train split fits into max_length = 8"):
         run(tmp_path, sft(tmp_path / "sft"), family_tokenizer(tmp_path / "t", "smollm"), max_length=8)

@@ -1,0 +1,55 @@
+"""The card's page: what was kept, what was dropped and why."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_finetune.components.data.filter_clean.judge import Pair
+from llm_finetune.components.data.filter_clean.settings import Settings
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.charts import histogram
+from llm_finetune.components.shared.pages import cut, write_page
+
+if TYPE_CHECKING:
+    from llm_finetune.components.data.filter_clean.step import Facts
+
+SHOWN_ROWS = 20
+SHOWN_CHARACTERS = 160
+
+
+def show(
+    clean_dataset: str | Path,
+    preview: str | Path,
+    facts: "Facts",
+    lengths: np.ndarray,
+    pairs: list[Pair],
+    settings: Settings,
+) -> None:
+    """Writes the page.
+
+    Args:
+        clean_dataset: Folder with the kept rows.
+        preview: HTML file to write.
+        facts: What was kept and dropped.
+        lengths: Number of kept rows per length in characters; the last entry counts everything longer as well.
+        pairs: A few near-duplicates.
+        settings: The card's settings.
+    """
+    table = tables.head(clean_dataset, SHOWN_ROWS)
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    write_page(
+        preview,
+        Path(__file__).with_name("preview.html.jinja"),
+        title="Filter & Clean",
+        facts=facts,
+        histogram=histogram(lengths, "characters"),
+        pairs=[] if settings.pii == "redact" else [(p.similarity, _shown(p.kept), _shown(p.dropped)) for p in pairs],
+        settings=settings,
+        rows=[[" ".join(cut(cell, 4 * SHOWN_CHARACTERS).split("\n")) for cell in row] for row in rows],
+        characters=SHOWN_CHARACTERS,
+    )
+
+
+def _shown(text: str) -> str:
+    return text.replace("\x1f", " → ")

@@ -1,0 +1,185 @@
+"""Who answers the held-out prompts, and how: base, base with examples, tuned, sampled, served."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
+from llm_finetune.components.evaluation.evaluate.endpoint import Endpoint, EndpointError, served_answers
+from llm_finetune.components.evaluation.evaluate.examples import Answers
+from llm_finetune.components.evaluation.evaluate.generation import Answer, Decoding, generate, with_examples
+from llm_finetune.components.evaluation.evaluate.judge import judge, pairs_of
+from llm_finetune.components.evaluation.evaluate.loss import adapted
+from llm_finetune.components.evaluation.evaluate.rows import Prompt, examples
+from llm_finetune.components.evaluation.evaluate.scores import Scorer
+from llm_finetune.components.evaluation.evaluate.settings import Settings
+from llm_finetune.components.shared.figures import CONTENDERS
+
+
+@dataclass
+class Findings:
+    """What people should know beside the figures.
+
+    Attributes:
+        notes: What was done otherwise than asked for, without harm.
+        problems: What was asked for and could not be measured; any of them closes the gate.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def problem(self, text: str) -> None:
+        """Records a problem and prints it."""
+        self.problems.append(text)
+        print(f"warning: {text}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Records a note and prints it."""
+        self.notes.append(text)
+        print(f"note: {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The model with its adapter, and what generation needs.
+
+    Attributes:
+        model: PEFT model in evaluation mode.
+        tokenizer: The tokenizer that is served.
+        ends: Token ids that end a turn.
+        context: Tokens that the model can read and write at once; 0 if it does not say.
+        servers: What `servers` returned.
+    """
+
+    model: Any
+    tokenizer: Any
+    ends: list[int]
+    context: int
+    servers: dict[str, Endpoint]
+
+
+def servers(settings: Settings) -> dict[str, Endpoint]:
+    """Describes the servers that the settings name; nothing is sent yet.
+
+    Args:
+        settings: The card's settings.
+
+    Returns:
+        `served` and `judge`, where they are asked for.
+
+    Raises:
+        UserError: If the client is not installed.
+    """
+    wanted = {
+        "served": (settings.endpoint, settings.endpoint_model, "ENDPOINT_API_KEY"),
+        "judge": (settings.judge_endpoint, settings.judge_model, "JUDGE_API_KEY"),
+    }
+    return {
+        name: Endpoint(address, model, key, settings.request_timeout, settings.concurrent_requests)
+        for name, (address, model, key) in wanted.items()
+        if address
+    }
+
+
+def end_tokens(ft_result: Path) -> list[int]:
+    """Returns the ids that end a turn, from the adapter's generation config."""
+    ends = GenerationConfig.from_pretrained(ft_result).eos_token_id
+    return ends if isinstance(ends, list) else [ends]
+
+
+def answer(
+    models: Models,
+    prompts: list[Prompt],
+    texts: list[str],
+    train_tokens: Path | None,
+    settings: Settings,
+    budget: TokenBudget,
+    findings: Findings,
+) -> Answers:
+    """Lets everyone answer the same prompts, and scores the answers.
+
+    Args:
+        models: Base and tuned model.
+        prompts: What to answer, at least one.
+        texts: The prompts as text.
+        train_tokens: Training rows for the base model's examples; None leaves that rival out.
+        settings: The card's settings.
+        budget: Bounds the batches.
+        findings: Takes notes and problems.
+
+    Returns:
+        Answers and scores by contender, in the order of `CONTENDERS`.
+    """
+    scorer = Scorer(settings, [prompt.reference for prompt in prompts])
+    rivals = _prompted(models, prompts, train_tokens, settings, findings)
+    found = Answers(prompts, texts)
+    for name, own in rivals.items():
+        temperature = settings.temperature if name.endswith("_sampled") else 0.0
+        decoding = Decoding(settings.max_new_tokens, models.ends, temperature, settings.top_p, settings.seed)
+        with adapted(models.model, tuned=name.startswith("tuned")):
+            label = f"answers ({CONTENDERS[name]})"
+            found.given[name] = generate(models.model, models.tokenizer, own, decoding, budget, label)
+    if "served" in models.servers:
+        _ask_served(found, models.servers["served"], settings.max_new_tokens, findings)
+    for name, given in found.given.items():
+        found.scored[name] = [scorer.score(p.reference, one) for p, one in zip(prompts, given, strict=True)]
+    if "judge" in models.servers:
+        _judge(found, models.servers["judge"], settings.judge_rival, findings)
+    return found
+
+
+def agreement(first: Sequence[Answer], second: Sequence[Answer]) -> float:
+    """Returns the share of prompts that were answered with the same text."""
+    return sum(a.text.strip() == b.text.strip() for a, b in zip(first, second, strict=True)) / len(first)
+
+
+def _prompted(
+    models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
+) -> dict[str, list[Prompt]]:
+    rivals = {"base": prompts, "tuned": prompts}
+    shown = _examples(models, prompts, train_tokens, settings, findings)
+    if shown:
+        rivals["base_few_shot"] = with_examples(prompts, shown, models.tokenizer.bos_token_id)
+    if settings.temperature:
+        rivals |= {"base_sampled": prompts, "tuned_sampled": prompts}
+    return {name: rivals[name] for name in CONTENDERS if name in rivals}
+
+
+def _examples(
+    models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
+) -> list[list[int]]:
+    if not settings.few_shot:
+        return []
+    if train_tokens is None:
+        findings.note("the base model was not shown examples: no training rows were given to take them from")
+        return []
+    room = models.context - max(len(prompt.input_ids) for prompt in prompts) - settings.max_new_tokens
+    longest = room // settings.few_shot if models.context else settings.tokens_per_batch
+    shown = examples(train_tokens, settings.few_shot, longest, settings.seed)
+    if not shown:
+        findings.note(
+            f"the base model was not shown examples: there are no {settings.few_shot} training documents of at most "
+            f"{longest} tokens, what its context of {models.context} leaves for each"
+        )
+    return shown
+
+
+def _ask_served(found: Answers, server: Endpoint, max_new_tokens: int, findings: Findings) -> None:
+    try:
+        found.given["served"] = served_answers(server, found.prompts, max_new_tokens)
+    except EndpointError as error:
+        findings.problem(f"the served model was not measured: {error}")
+
+
+def _judge(found: Answers, server: Endpoint, rival: str, findings: Findings) -> None:
+    if rival not in found.given:
+        findings.problem(f"the judge was not asked: there are no answers of {rival} to compare with")
+        return
+    references = [prompt.reference for prompt in found.prompts]
+    try:
+        found.verdicts = judge(server, pairs_of(found.texts, references, found.given["tuned"], found.given[rival]))
+    except EndpointError as error:
+        findings.problem(f"the judge gave no verdicts: {error}")

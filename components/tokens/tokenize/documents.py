@@ -1,0 +1,159 @@
+"""Documents as token ids and labels: encoded in batches and kept in Arrow arrays."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.tokens.tokenize.conversation import RenderedRow, render_conversation
+from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary
+
+IGNORED = -100
+"""Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
+ROWS_PER_BATCH = 1024
+"""Documents encoded at once: enough to keep all cores busy, few enough to be nothing in memory."""
+
+_TEXTS = ["prompt", "completion"]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Some tokenised documents in order.
+
+    Attributes:
+        row: Index of each in its split, int64.
+        input_ids: Prompt, then completion, a list of int32 each.
+        labels: The same lengths; `IGNORED` where nothing is trained.
+        untrained_answers: Earlier answers among them that the chat template does not let train.
+    """
+
+    row: pa.Array
+    input_ids: pa.ListArray
+    labels: pa.ListArray
+    untrained_answers: int = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per document."""
+        lengths: np.ndarray = pc.list_value_length(self.input_ids).to_numpy(zero_copy_only=False)
+        return lengths
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Trained tokens per document."""
+        labelled = self.labels.flatten().to_numpy() != IGNORED
+        return np.add.reduceat(labelled, np.cumsum(self.lengths) - self.lengths, dtype=np.int64)
+
+    def of(self, chosen: np.ndarray) -> "Documents":
+        """Returns the documents with these indices."""
+        index = pa.array(chosen)
+        return Documents(self.row.take(index), self.input_ids.take(index), self.labels.take(index))
+
+    def cut(self, length: int) -> "Documents":
+        """Returns the documents with at most `length` tokens each."""
+        ids, labels = (_list_slice(column, length) for column in (self.input_ids, self.labels))
+        return Documents(self.row, ids, labels)
+
+
+def joined(parts: Sequence[Documents]) -> Documents:
+    """Returns documents that came in parts as one."""
+    row, ids, labels = (
+        pa.concat_arrays([getattr(part, name) for part in parts]) for name in ("row", "input_ids", "labels")
+    )
+    return Documents(row, ids, labels)
+
+
+def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
+    """Tokenises a split; the next batch is encoded while the caller works on this one.
+
+    Args:
+        source: Folder of rows with `prompt` and `completion`, or with `messages` (and `tools`).
+        split: Its name, for messages.
+        vocabulary: The tokenizer.
+        every_answer: Whether every answer of a conversation is trained, or only the last one.
+
+    Yields:
+        Documents, in the split's order.
+    """
+    yield from tables.read_ahead(_encoded(source, split, vocabulary, every_answer))
+
+
+def _encoded(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
+    names, first = tables.schema(source).names, 0
+    columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
+    for batch in tables.batches(source, columns, rows=ROWS_PER_BATCH):
+        if columns is _TEXTS:
+            texts = zip(*(batch[name].to_pylist() for name in _TEXTS), strict=True)
+            rows = [RenderedRow(vocabulary.bos + prompt, completion) for prompt, completion in texts]
+        else:
+            rows = list(_conversations(batch, first, split, vocabulary.tokenizer, every_answer))
+        documents = _documents(rows, first, vocabulary)
+        _refuse_unknown_ids(documents, split, vocabulary)
+        yield documents
+        first += batch.num_rows
+
+
+def _conversations(
+    batch: pa.RecordBatch, first: int, split: str, tokenizer: Any, every_answer: bool
+) -> Iterator[RenderedRow]:
+    for row, conversation in enumerate(batch.to_pylist(), first):
+        try:
+            yield render_conversation(tokenizer, conversation["messages"], conversation.get("tools"), every_answer)
+        except UserError as error:
+            raise UserError(f"row {row} of the {split} split: {error}") from error
+
+
+def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
+    prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
+    completions = vocabulary.encode_completions([row.completion for row in rows], prompts)
+    ids, ends, answers = array("i"), [0], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids.fromlist(prompt.ids)
+        answers.append(len(ids))
+        ids.fromlist(completion)
+        ends.append(len(ids))
+    flat = np.frombuffer(ids, np.int32)
+    labels = flat.copy()
+    for row, prompt, begin, answer in zip(rows, prompts, ends, answers, strict=False):
+        labels[begin:answer] = (
+            np.where(_inside(prompt.offsets, row.trained), flat[begin:answer], IGNORED) if row.trained else IGNORED
+        )
+    offsets = pa.array(ends, pa.int32())
+    return Documents(
+        pa.array(np.arange(first, first + len(rows))),
+        pa.ListArray.from_arrays(offsets, pa.array(flat)),
+        pa.ListArray.from_arrays(offsets, pa.array(labels)),
+        sum(row.untrained for row in rows),
+    )
+
+
+def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary) -> None:
+    """Refuses a token that the model has no embedding for, here and not on the GPU."""
+    ids = documents.input_ids.flatten().to_numpy()
+    if not vocabulary.embeddings or ids.max(initial=0) < vocabulary.embeddings:
+        return
+    place = int(ids.argmax())
+    row = documents.row[int(np.searchsorted(np.cumsum(documents.lengths), place, side="right"))]
+    token = vocabulary.tokenizer.decode([ids[place]])
+    raise UserError(
+        f"row {row} of the {split} split holds the token {token!r} (id {ids[place]}), and the model has "
+        f"embeddings for {vocabulary.embeddings} tokens only. Resize the model's embeddings to the tokenizer before "
+        "loading it, or take the tokenizer that belongs to the model"
+    )
+
+
+def _inside(offsets: list[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Tells for each token whether all its characters lie in one of the ranges."""
+    start, end = np.array(offsets).T
+    return np.any([(start >= first) & (end <= last) for first, last in ranges], axis=0)
+
+
+def _list_slice(column: pa.ListArray, length: int) -> pa.ListArray:
+    return pc.list_slice(column, 0, length).cast(column.type)

@@ -1,0 +1,69 @@
+"""What one training is given and what it comes to; both travel between processes as JSON."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from llm_finetune.components.training.finetune_lora.settings import Settings
+
+
+class Job(BaseModel):
+    """One training, the same in every process that takes part in it.
+
+    Attributes:
+        base_model: Folder of the base model or its reference.
+        lora_config: Folder with PEFT's adapter_config.json.
+        train_tokens: Token rows to train on.
+        val_tokens: Token rows to measure on, one document each.
+        ft_result: Folder to write.
+        loss_curve: HTML page to write.
+        training_logs: Folder for TensorBoard's event files; None writes none.
+        checkpoints: Folder of checkpoints.
+        resume_from: Checkpoint to go on from; None for a fresh start.
+        scratch: Folder that lasts as long as the training.
+        settings: The card's settings.
+        load_in_4bit: Whether the frozen base is kept in NF4.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    base_model: Path
+    lora_config: Path
+    train_tokens: Path
+    val_tokens: Path
+    ft_result: Path
+    loss_curve: Path
+    training_logs: Path | None
+    checkpoints: Path
+    resume_from: Path | None
+    scratch: Path
+    settings: Settings
+    load_in_4bit: bool
+
+
+@dataclass(frozen=True)
+class TrainFacts:
+    """What a training came to.
+
+    Attributes:
+        train_loss: Mean loss per trained token over the last tenth of the steps, in nats.
+        val_loss: Loss per trained token over all validation rows of the adapter that is kept, in nats.
+        epochs: Passes over the training rows.
+        steps: Optimizer steps.
+        tokens_per_second: Real tokens trained per second by all processes, padding not counted.
+        peak_memory_gib: Peak memory of the fullest GPU, or of the largest process on a CPU.
+        train_seconds: Wall time of the training loop.
+        resumed_from_step: Step of the checkpoint that the training went on from; 0 for a fresh start.
+        processes: Processes that trained, one per GPU.
+    """
+
+    train_loss: float
+    val_loss: float
+    epochs: float
+    steps: int
+    tokens_per_second: float
+    peak_memory_gib: float
+    train_seconds: float
+    resumed_from_step: int
+    processes: int

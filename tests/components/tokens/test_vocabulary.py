@@ -1,0 +1,54 @@
+"""Prompt and completion are encoded apart; together they are the text, whatever the tokenizer does at its beginning."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers_by_family import FAMILIES, family_tokenizer
+
+from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary, load_vocabulary
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory) -> dict[str, Vocabulary]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {name: load_vocabulary(str(family_tokenizer(folder / name, name)), "{{ messages }}") for name in FAMILIES}
+
+
+def ids_of(vocabulary: Vocabulary, prompt: str, completion: str) -> list[int]:
+    prompts = vocabulary.encode([prompt])
+    return prompts[0].ids + vocabulary.encode_completions([completion], prompts)[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(prompt=st.text(max_size=9), between=st.sampled_from(["\n", "\n\n", " ", ":"]), completion=st.text(max_size=9))
+def test_nothing_is_lost_or_added_between_prompt_and_completion(vocabularies, prompt, between, completion):
+    text = f"Prompt {prompt}{between}"
+    for vocabulary in vocabularies.values():
+        tokenizer = vocabulary.tokenizer
+        decoded = tokenizer.decode(ids_of(vocabulary, text, completion), skip_special_tokens=False)
+        assert decoded == text + completion + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prompt", ["Question\n", "Question{end}", "Question{end}\n", ""])
+@pytest.mark.parametrize("completion", ["?es", " Yes", "0"])
+def test_a_completion_begins_as_it_does_behind_its_prompt(vocabularies, family, prompt, completion):
+    vocabulary = vocabularies[family]
+    prompt = prompt.format(end=vocabulary.tokenizer.eos_token)
+    whole = vocabulary.encode([prompt + completion])[0].ids
+    assert ids_of(vocabulary, prompt, completion) == [*whole, vocabulary.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("family", "anchor"), [("qwen", ""), ("gemma", "<eos>"), ("llama2", "</s>"), ("tinyllama", "\n")]
+)
+def test_only_tokenizers_with_word_boundaries_of_their_own_need_an_anchor(vocabularies, family, anchor):
+    assert vocabularies[family].anchor == anchor
+
+
+def test_a_chat_template_without_a_beginning_token_gets_one_where_the_tokenizer_adds_it(tmp_path):
+    folder = family_tokenizer(tmp_path / "tinyllama", "tinyllama")
+    own = (folder / "chat_template.jinja").read_text()
+    assert load_vocabulary(str(folder), None).tokenizer.chat_template == "{{ bos_token }}" + own
+    folder = family_tokenizer(tmp_path / "llama", "llama")
+    assert load_vocabulary(str(folder), None).tokenizer.chat_template == (folder / "chat_template.jinja").read_text()
