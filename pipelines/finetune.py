@@ -5,6 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
+from llm_finetune.components.data.data_report.component import data_report
 from llm_finetune.components.data.filter_clean.component import filter_clean
 from llm_finetune.components.data.format_sft.component import format_sft
 from llm_finetune.components.data.load_dataset.component import load_dataset
@@ -134,6 +135,15 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 **given("tokenize"),
             )
             place(tokens, "Tokenize", "data")
+            data = data_report(
+                raw_dataset=raw.outputs["raw_dataset"],
+                clean_dataset=clean.outputs["clean_dataset"],
+                **{name: split.outputs[name] for name in ("train_dataset", "val_dataset")},
+                **{name: sft.outputs[name] for name in ("train_sft", "val_sft")},
+                **{name: tokens.outputs[name] for name in ("train_tokens", "val_tokens")},
+                **given("data_report"),
+            )
+            place(data, "Data Report", "data")
             lora = apply_lora(model_config=base.outputs["model_config"], **given("apply_lora"))
             place(lora, "Apply LoRA", "model")
             tuned = finetune_lora(

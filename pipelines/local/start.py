@@ -21,7 +21,7 @@ from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_card, read_recipe
-from llm_finetune.pipelines.recipe.step import check_recipe, checkpoint_folder
+from llm_finetune.pipelines.recipe.step import check_recipe
 
 FAILED, GATE_CLOSED = 1, 3
 CARD_ENVIRONMENT = {
@@ -75,7 +75,7 @@ def start_run(
     check_recipe(plan.parameters, plan.recipe)
     _check_port(plan)
     plan = _pinned(plan)
-    plan = _with_checkpoints(plan, workdir)
+    plan = plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_root": str(workdir / "checkpoints")}}))
     folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
     folder.mkdir()
     # The cards inherit this machine's environment, HF_HUB_OFFLINE included.
@@ -168,12 +168,6 @@ def _pinned(plan: RunPlan) -> RunPlan:
         with Path(path).open("rb") as stream:
             pins["load_dataset"] = {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     return plan.over(RunPlan({}, pins))
-
-
-def _with_checkpoints(plan: RunPlan, workdir: Path) -> RunPlan:
-    """Gives training a folder of its own per plan, so that a run that was stopped goes on where it was."""
-    folder = checkpoint_folder(str(workdir / "checkpoints"), plan.parameters, plan.recipe)
-    return plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_folder": folder}}))
 
 
 def _code_fingerprint() -> str:

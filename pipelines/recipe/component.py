@@ -19,6 +19,7 @@ def check_recipe(
         ("train_val_split", dict),
         ("format_sft", dict),
         ("tokenize", dict),
+        ("data_report", dict),
         ("load_model", dict),
         ("apply_lora", dict),
         ("finetune_lora", dict),

@@ -1,12 +1,11 @@
 """Check Recipe: refuses an impossible run before anything is downloaded or any GPU is asked for."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from llm_finetune.components.data.data_report.settings import Settings as DataReport
 from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
 from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
 from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
@@ -30,6 +29,7 @@ SETTINGS: dict[str, type[CardSettings]] = {
     "train_val_split": TrainValSplit,
     "format_sft": FormatSft,
     "tokenize": Tokenize,
+    "data_report": DataReport,
     "load_model": LoadModel,
     "apply_lora": ApplyLora,
     "finetune_lora": FinetuneLora,
@@ -82,8 +82,7 @@ def check_recipe(
     if node_selector := check_cluster(recipe).node_selector:
         sections["vllm_serve"].setdefault("node_selector", node_selector)
     if checkpoint_root:
-        folder = checkpoint_folder(checkpoint_root, parameters, recipe)
-        sections["finetune_lora"].setdefault("checkpoint_folder", folder)
+        sections["finetune_lora"].setdefault("checkpoint_root", checkpoint_root)
     fields = checked(Fields, recipe.get("fields", {}), "recipe.fields").model_dump()
     for card in FIELD_CARDS:
         _share(sections[card], card, fields if "fields" in recipe else {})
@@ -129,23 +128,9 @@ def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[st
             kind: Any = SETTINGS[card].model_fields[setting].annotation
             typed[name] = TypeAdapter(kind).validate_python(value)
     sections = {name: dict(section) for name, section in recipe.items() if name not in NOT_OF_THE_MODEL}
-    sections.get("finetune_lora", {}).pop("checkpoint_folder", None)
+    for place in ("checkpoint_folder", "checkpoint_root"):
+        sections.get("finetune_lora", {}).pop(place, None)
     return {"parameters": typed, **sections}
-
-
-def checkpoint_folder(root: str, parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """Returns a folder of its own for each plan, so that a run that was stopped goes on where it was.
-
-    Args:
-        root: Folder for the checkpoints of all trainings.
-        parameters: Pipeline parameters by name.
-        recipe: The recipe.
-
-    Returns:
-        The folder.
-    """
-    plan = json.dumps({"parameters": dict(parameters), "recipe": dict(recipe)}, sort_keys=True)
-    return f"{root}/{hashlib.sha256(plan.encode()).hexdigest()[:16]}"
 
 
 def _refuse_parameters(card: str, section: Mapping[str, Any]) -> None:

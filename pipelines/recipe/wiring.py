@@ -11,6 +11,7 @@ CARDS = (
     "train_val_split",
     "format_sft",
     "tokenize",
+    "data_report",
     "load_model",
     "apply_lora",
     "finetune_lora",
@@ -57,7 +58,7 @@ SHARED_SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
     ("finetune_lora", "gradient_checkpointing"): ("apply_lora",),
 }
 
-FIELD_CARDS = ("filter_clean", "train_val_split", "format_sft")
+FIELD_CARDS = ("filter_clean", "train_val_split", "format_sft", "data_report")
 
 
 def settings_of(card: str, values: Mapping[str, Value]) -> dict[str, Value]:

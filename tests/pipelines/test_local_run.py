@@ -74,7 +74,7 @@ def whole(place):
 def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert whole.returncode == 0, whole.stdout
     ended = re.findall(r"^✓ (.+?)\s+\d+:\d\d$", whole.stdout, re.MULTILINE)
-    assert len(ended) == 14
+    assert len(ended) == 15
     assert ended[-3:] == ["Merge & Export", "vLLM Serve", "Report"]
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
     pages = re.findall(r"file://(\S+)", whole.stdout)
@@ -100,7 +100,7 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until
         if line.startswith("The server runs until Ctrl-C"):
             break
     output = "".join(lines)
-    assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 11, output
+    assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 12, output
     assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == ["Quality Gate", "vLLM Serve", "Report"]
     curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)[0].strip()
     answer = json.loads(subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True).stdout)
@@ -139,6 +139,17 @@ def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     assert closed.returncode == 3, closed.stdout
     assert "Not deployed, because tuned_loss < 0 does not hold: tuned_loss = " in closed.stdout
     assert "Merge & Export" not in re.findall(r"^[✓=] (.+?)\s+", closed.stdout, re.MULTILINE)
+
+
+def test_a_model_card_repeats_the_run(whole, place):
+    (adapter,) = {path.name: path for path in (place / "runs").glob("20*/artifacts/**/ft_result")}.values()
+    card = next((place / "runs").glob("20*/artifacts/**/merged_model/README.md"))
+    never = ["--set", "gate_rules=samples_used < 0", "--workdir", "again"]
+    again = run("--from-card", card, *never, "--no-keep", cwd=place)
+    assert again.returncode == 3, again.stdout
+    (repeated,) = (place / "again").glob("20*/artifacts/**/ft_result")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"):
+        assert (repeated / name).read_bytes() == (adapter / name).read_bytes()
 
 
 def test_changed_rows_are_read_anew_and_the_model_is_not(whole, place):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from llm_finetune.components.data.load_dataset.component import load_dataset
@@ -5,7 +7,7 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.finetune import finetune
 from llm_finetune.pipelines.local.start import make_plan
 from llm_finetune.pipelines.recipe.component import check_recipe as check_recipe_card
-from llm_finetune.pipelines.recipe.files import RECIPES, read_recipe
+from llm_finetune.pipelines.recipe.files import RECIPES, read_card, read_recipe
 from llm_finetune.pipelines.recipe.step import SETTINGS, check_cluster, check_recipe, plan_of
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 
@@ -49,21 +51,39 @@ def test_where_a_run_goes_is_passed_on_as_kubernetes_writes_it():
     assert check_recipe(DEFAULTS, own)["vllm_serve"]["node_selector"] == {"gpu": "l4"}
 
 
-def test_a_volume_for_checkpoints_gives_every_plan_a_folder_of_its_own():
-    folders = [
-        check_recipe(parameters, recipe, "/mnt")["finetune_lora"]["checkpoint_folder"]
-        for parameters, recipe in (
-            (DEFAULTS, {}),
-            (DEFAULTS, {}),
-            ({**DEFAULTS, "seed": 1}, {}),
-            (DEFAULTS, {"fields": {}}),
-        )
-    ]
-    assert folders[0] == folders[1]
-    assert len(set(folders)) == 3
-    assert "checkpoint_folder" not in check_recipe(DEFAULTS, {})["finetune_lora"]
-    own = check_recipe(DEFAULTS, {"finetune_lora": {"checkpoint_folder": "/mine"}}, "/mnt")
-    assert own["finetune_lora"]["checkpoint_folder"] == "/mine"
+def test_a_volume_for_checkpoints_is_the_root_of_every_training():
+    assert check_recipe(DEFAULTS, {}, "/mnt")["finetune_lora"] == {"checkpoint_root": "/mnt"}
+    assert check_recipe(DEFAULTS, {})["finetune_lora"] == {}
+    own = check_recipe(DEFAULTS, {"finetune_lora": {"checkpoint_root": "/mine"}}, "/mnt")
+    assert own["finetune_lora"] == {"checkpoint_root": "/mine"}
+
+
+def test_a_plan_holds_what_decides_the_model_alone():
+    recipe = {
+        "finetune_lora": {"checkpoint_root": "/mnt", "warmup_ratio": 0.1},
+        "vllm_serve": {"port": 1},
+        "cluster": {"tolerations": []},
+    }
+    plan = plan_of(DEFAULTS, recipe)
+    assert plan.keys() == {"parameters", "finetune_lora"}
+    assert plan["finetune_lora"] == {"warmup_ratio": 0.1}
+    assert DEFAULTS.keys() - plan["parameters"].keys() == {
+        "deployment_name", "serve_target", "namespace", "gpu_type", "gpu_count"
+    }  # fmt: skip
+
+
+def test_a_model_card_gives_its_recipe_back(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text(
+        "# x\n\n```yaml\nother: 1\n```\n\n## Repeat\n\nSo.\n\n```yaml\nparameters:\n  seed: 7\nload_model:\n  revision: abc\n```\n"
+    )
+    plan = read_card(card)
+    assert (plan.parameters, plan.recipe) == ({"seed": 7}, {"load_model": {"revision": "abc"}})
+    card.write_text("# x\n")
+    with pytest.raises(UserError, match=r"README.md holds no recipe: it is not the card of a model"):
+        read_card(card)
+    with pytest.raises(UserError, match="no model card at nowhere"):
+        read_card(Path("nowhere"))
 
 
 def test_the_card_hands_out_sections_and_cluster_by_name():
@@ -82,7 +102,7 @@ def test_the_card_hands_out_sections_and_cluster_by_name():
     assert outputs["checkpoint_claim"] == "llm-finetune-checkpoints"
     assert outputs["evaluation_gpus"] == "0"
     as_text = {name: str(value) for name, value in DEFAULTS.items()}
-    assert plan_of(as_text, {"fields": {}}) == {"parameters": DEFAULTS, "fields": {}}
+    assert plan_of(as_text, {"fields": {}}) == plan_of(DEFAULTS, {"fields": {}})
 
 
 @pytest.mark.parametrize(

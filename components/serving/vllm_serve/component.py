@@ -80,8 +80,8 @@ def vllm_serve(
             touched; takes its accelerators for that time.
         runtime: Name of the ServingRuntime.
         service_account: Service account of the pods, which holds the secrets of the model's store.
-        storage_uri: Where the cluster finds the model (s3://, gs://, pvc://, oci:// or hf://), such as the copy that Merge
-            & Export made at its export_uri; empty is where the artifact lies.
+        storage_uri: Where the cluster finds the model (s3://, gs://, pvc://, oci:// or hf://), such as the copy that
+            Merge & Export made at its export_uri; empty is where the artifact lies.
         storage_endpoint: host:port of an S3-compatible store; empty is the one that the artifact names.
         storage_secret: Secret of the service account with the store's keys; empty takes whichever fits.
         deployment_mode: KServe's deployment mode, Standard or Knative, for a new deployment.

@@ -8,8 +8,8 @@ from llm_finetune.components.serving.vllm_serve import resources, rollout, stora
 from llm_finetune.components.serving.vllm_serve.cluster import Cluster, Manifest, Refused
 from llm_finetune.components.serving.vllm_serve.manifests import MODE, Deployment
 from llm_finetune.components.serving.vllm_serve.rollout import API, KIND
-from llm_finetune.components.shared.storage_uris import Storage
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.storage_uris import Storage
 
 GROUP, VERSION = API.split("/")
 RUNTIME_API = "serving.kserve.io/v1alpha1"

@@ -27,6 +27,7 @@ def finetune_lora(
     max_grad_norm: float = 1.0,
     early_stopping_patience: int = 0,
     checkpoint_folder: str = "",
+    checkpoint_root: str = "",
     checkpoint_steps: int = 0,
     gradient_checkpointing: str = "auto",
     evaluate_first: bool = True,
@@ -61,7 +62,10 @@ def finetune_lora(
         weight_decay: AdamW's weight decay.
         max_grad_norm: Gradients are scaled down to this norm.
         early_stopping_patience: Stop after so many validations without a better loss and keep the best; 0 never stops.
-        checkpoint_folder: Folder that outlives the pod; training resumes from its latest checkpoint. Empty keeps none.
+        checkpoint_folder: Folder that outlives the pod; training resumes from its latest checkpoint, and refuses those
+            of other data, another model or other settings. Empty keeps none.
+        checkpoint_root: Where no checkpoint_folder is given, folder that outlives the pod and holds one of its own for
+            every training, named after data, model and settings.
         checkpoint_steps: Optimizer steps between checkpoints and validations; 0 means once per epoch.
         gradient_checkpointing: on saves memory for about a third more computing; off is faster where it fits; auto
             takes off where the estimate fits the GPU's free memory.

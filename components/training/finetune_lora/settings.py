@@ -22,6 +22,7 @@ class Settings(CardSettings):
     max_grad_norm: float = Field(1.0, gt=0)
     early_stopping_patience: int = Field(0, ge=0)
     checkpoint_folder: str = ""
+    checkpoint_root: str = ""
     checkpoint_steps: int = Field(0, ge=0)
     gradient_checkpointing: Literal["on", "off", "auto"] = "auto"
     evaluate_first: bool = True

@@ -1,5 +1,6 @@
 """Fine-Tune LoRA: trains an adapter on token rows, in this process or in one per GPU."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -18,7 +19,14 @@ from llm_finetune.components.training.finetune_lora.training import train
 
 RANK = "llm_finetune.components.training.finetune_lora.rank"
 # Settings that change how the result is reached and shown, not the result: a training may go on with other ones.
-NOT_DECIDING = {"checkpoint_folder", "logging_steps", "report_to", "parallel", "gradient_checkpointing"}
+NOT_DECIDING = {
+    "checkpoint_folder",
+    "checkpoint_root",
+    "logging_steps",
+    "report_to",
+    "parallel",
+    "gradient_checkpointing",
+}
 
 
 def finetune_lora(
@@ -55,9 +63,10 @@ def finetune_lora(
     """
     processes = processes_of(settings.processes)
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
-        folder = Path(settings.checkpoint_folder or Path(scratch) / "checkpoints")
         deciding = settings.model_dump(exclude=NOT_DECIDING) | {"processes": processes, "load_in_4bit": load_in_4bit}
-        checkpoints.claim(folder, {"package_version": PACKAGE_VERSION, **(fingerprint or {}), **deciding})
+        deciding = {"package_version": PACKAGE_VERSION, **(fingerprint or {}), **deciding}
+        folder = _checkpoint_folder(settings, deciding) or Path(scratch) / "checkpoints"
+        checkpoints.claim(folder, deciding)
         job = Job(
             base_model=Path(model_config),
             lora_config=Path(lora_config),
@@ -74,6 +83,13 @@ def finetune_lora(
         )
         # With several GPUs in sight and no launcher, transformers would take them all into one process.
         return _train_in(processes, job) if max(processes, torch.cuda.device_count()) > 1 else train(job)
+
+
+def _checkpoint_folder(settings: Settings, deciding: dict[str, Any]) -> Path | None:
+    if settings.checkpoint_folder or not settings.checkpoint_root:
+        return Path(settings.checkpoint_folder) if settings.checkpoint_folder else None
+    name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(settings.checkpoint_root) / name
 
 
 def _train_in(processes: int, job: Job) -> TrainFacts:

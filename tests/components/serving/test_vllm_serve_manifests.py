@@ -44,7 +44,9 @@ def test_store_session_gives_endpoint_and_secret(session: Any) -> None:
     assert storage == storage_uris.Storage(
         "s3://mlpipeline/a/model/", "seaweedfs.kubeflow:9000", "mlpipeline-minio-artifact", False
     )
-    assert storage_uris.storage_of("minio://b/m", {"store_session_info": session}, "other:9000").endpoint == "other:9000"
+    assert (
+        storage_uris.storage_of("minio://b/m", {"store_session_info": session}, "other:9000").endpoint == "other:9000"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""Builds the images, and pushes them where asked: `python -m images.build --help`, or `make images`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from images import builders, lock, pin, pip_settings
+from llm_finetune.components.shared.card import PACKAGE_VERSION
+from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.images import DEFAULT_REGISTRY, PUSHED
+
+ROOT = lock.ROOT
+FAMILIES = ("control", "data", "train")
+TORCH = ("cuda", "cpu")
+
+
+def build(
+    families: tuple[str, ...],
+    builder: builders.Builder,
+    registry: str,
+    tag: str,
+    torch: str,
+    base: str = "",
+    options: tuple[str, ...] = (),
+) -> dict[str, str]:
+    """Builds images; they get their names when all of them are built, or not at all.
+
+    Args:
+        families: Which.
+        builder: What builds them.
+        registry: What their names begin with.
+        tag: Their tag.
+        torch: Build of PyTorch in the train image: cuda or cpu.
+        base: Base image instead of the one that the Containerfiles name.
+        options: Further options of the builder.
+
+    Returns:
+        References by family.
+
+    Raises:
+        UserError: If a lock does not fit pyproject.toml, or a build fails.
+    """
+    lock.check()
+    settings = pip_settings.read()
+    arguments = {"VERSION": PACKAGE_VERSION, "REVISION": _git("rev-parse", "HEAD"), "SOURCE": _source()}
+    arguments |= {"BASE": base} if base else {}
+    with _written(settings.text) as pip_conf, _unfinished(builder) as unfinished:
+        secrets = {"pip": pip_conf} | ({"certificates": settings.certificates} if settings.certificates else {})
+        for family in families:
+            unfinished[family] = f"{registry}/{family}:{tag}-unfinished-{os.getpid()}"
+            chosen = arguments | ({"TORCH": torch} if family == "train" else {})
+            containerfile = ROOT / "images" / family / "Containerfile"
+            builder.build(containerfile, ROOT, unfinished[family], chosen, secrets, settings.folders, options)
+        references = {family: f"{registry}/{family}:{tag}" for family in families}
+        for family, reference in references.items():
+            builder.tag(unfinished[family], reference)
+    return references
+
+
+@contextmanager
+def _unfinished(builder: builders.Builder) -> Iterator[dict[str, str]]:
+    """Collects names that images carry while others are still being built, and takes them away at the end."""
+    names: dict[str, str] = {}
+    try:
+        yield names
+    finally:
+        for name in names.values():
+            builder.remove(name)
+
+
+@contextmanager
+def _written(text: str) -> Iterator[Path]:
+    """Writes pip's settings, which may hold a password, where nobody else can read them."""
+    path = ROOT / "build" / f"pip-{os.getpid()}.conf"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            stream.write(text)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def push(builder: builders.Builder, references: dict[str, str], file: Path = PUSHED) -> dict[str, str]:
+    """Pushes images and writes their digests for the compiler.
+
+    Args:
+        builder: What pushes them.
+        references: Names by family.
+        file: Where the compiler looks for digests.
+
+    Returns:
+        References by digest, by family.
+
+    Raises:
+        UserError: If the registry does not take them; the file is then as it was.
+    """
+    pushed = {family: f"{name.rpartition(':')[0]}@{builder.push(name)}" for family, name in references.items()}
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    others = known["images"] if known.get("version") == PACKAGE_VERSION else {}
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, json.dumps({"version": PACKAGE_VERSION, "images": others | pushed}, indent=2) + "\n")
+    return pushed
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _source() -> str:
+    """Returns the address of the repository, without an account that it may name."""
+    address = _git("remote", "get-url", "origin")
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else address
+
+
+def main(
+    families: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(FAMILIES)}; all without it.")] = None,
+    registry: Annotated[str, typer.Option(help="What the images' names begin with.")] = DEFAULT_REGISTRY,
+    tag: Annotated[str, typer.Option(help="Their tag.")] = PACKAGE_VERSION,
+    torch: Annotated[str, typer.Option(help="PyTorch of the train image: cuda (runs on CPUs too) or cpu.")] = "cuda",
+    builder: Annotated[str, typer.Option(help="docker, podman or buildah; the first that is there without it.")] = "",
+    base: Annotated[str, typer.Option(help="Base image, such as a mirror's copy of the Containerfiles' own.")] = "",
+    push_them: Annotated[bool, typer.Option("--push", help="Push them, and note digests for `make compile`.")] = False,
+    pin_bases: Annotated[bool, typer.Option("--pin", help="First write the base image's digest.")] = False,
+    option: Annotated[list[str] | None, typer.Option(help="Further option of the builder; may be repeated.")] = None,
+    locks: Annotated[bool, typer.Option("--locks", help="Only write the locks anew from pyproject.toml.")] = False,
+) -> None:
+    """Build the images of the cards."""
+    try:
+        if locks:
+            for path in lock.write():
+                print(path)
+            return
+        chosen = tuple(families or FAMILIES)
+        for name in chosen:
+            _one_of("family", name, FAMILIES)
+        _one_of("TORCH", torch, TORCH)
+        tool = builders.find(builder)
+        if pin_bases:
+            print(f"base image pinned: {pin.write()}")
+        references = build(chosen, tool, registry.rstrip("/"), tag, torch, base, tuple(option or ()))
+        for reference in references.values():
+            print(f"{reference}  {tool.size(reference)}")
+        if push_them:
+            for reference in push(tool, references).values():
+                print(reference)
+            print(f"`make compile` refers to these digests now ({PUSHED.relative_to(ROOT)})")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("stopped; no image got its name", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{what} = {value!r} is none of {', '.join(known)}{nearest(value, known)}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    typer.run(main)
