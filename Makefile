@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 KEEP ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-demo test-manifests lint compile clean images images-lock test-images sbom audit
+.PHONY: help run test test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -24,6 +24,12 @@ test-demo: $(READY) ## the demo with the real small model, held to its figures (
 
 test-manifests: $(READY) ## every overlay with every component, against Kubernetes 1.28 to 1.37 (some minutes)
 	@$(BIN)/python -m pytest -n auto --dist loadfile tests/manifests -m "manifests or not manifests" $(ARGS)
+
+test-soak: $(READY) ## the tests of large sizes and long chains (many minutes)
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: $(READY) ## the benches that need no GPU: training, data, merge; each ends with its ratios as JSON
+	@for bench in train_cpu data merge; do echo "== $$bench"; $(BIN)/python tests/bench/$$bench.py; done
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

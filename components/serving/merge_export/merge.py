@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from llm_finetune.components.serving.merge_export import streaming
-from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers
+from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers, parity_rows
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.causal_lm import load_base
@@ -178,14 +178,13 @@ def _free_memory() -> None:
 
 
 def _check_vocabulary(base: Any, ft_result: Path) -> None:
-    path = ft_result / "tokenizer.json"
-    if not path.is_file():
+    """Refuses token rows that the base has no embedding for; a tokenizer may well have a few more tokens than that."""
+    if not (ft_result / "tokenizer.json").is_file():
         raise UserError(f"{ft_result} holds no tokenizer.json: give the ft_result of Fine-Tune LoRA")
-    from tokenizers import Tokenizer
-
-    tokens, rows = Tokenizer.from_file(str(path)).get_vocab_size(), base.get_input_embeddings().weight.shape[0]
-    if tokens > rows:
+    highest = max(max(row["input_ids"]) for row in parity_rows(ft_result))
+    embeddings = base.get_input_embeddings().weight.shape[0]
+    if highest >= embeddings:
         raise UserError(
-            f"the tokenizer beside the adapter has {tokens:,} tokens, the base model has embeddings for {rows:,}: "
+            f"the rows beside the adapter use token {highest:,}, the base model has embeddings for {embeddings:,}: "
             "the tokenizer is not this model's"
         )
