@@ -58,6 +58,7 @@ def compile_command(
         written = compiling.compile_resources(output or compiling.RESOURCES, chosen)
     else:
         written = [compiling.compile_pipeline(output or compiling.COMPILED, chosen)]
+        written += [] if output else [compiling.compile_sharded()]
     for path in written:
         console.print(f"{path}  {path.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
     if compiling.COMPILED in written and README.exists() and update(README, compiling.COMPILED):

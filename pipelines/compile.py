@@ -14,6 +14,7 @@ from llm_finetune.pipelines.finetune import finetune_pipeline
 from llm_finetune.pipelines.options import ClusterOptions
 
 COMPILED = Path(__file__).parent / "compiled" / "finetune.yaml"
+SHARDED = COMPILED.with_name("sharded-data.yaml")
 RESOURCES = Path(__file__).parents[1] / "manifests" / "kfp"
 PIPELINE = "llm-finetune"
 
@@ -30,6 +31,22 @@ def compile_pipeline(path: Path = COMPILED, options: ClusterOptions | None = Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(finetune_pipeline(options or ClusterOptions()), str(path))
+    return path
+
+
+def compile_sharded(path: Path = SHARDED) -> Path:
+    """Compiles the data's half of the pipeline, fanned out over many files.
+
+    Args:
+        path: YAML file to write.
+
+    Returns:
+        The file.
+    """
+    from llm_finetune.pipelines.sharded_data import sharded_data  # compiled anew by its import, which takes seconds
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(sharded_data, str(path))
     return path
 
 

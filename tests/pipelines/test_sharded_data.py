@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from kfp import compiler, dsl, local
+from kfp import dsl, local
 from lint import lint
 from tiny import tiny_tokenizer
 
@@ -23,6 +23,7 @@ from llm_finetune.components.data.plan_shards.component import plan_shards
 from llm_finetune.components.data.train_val_split.component import train_val_split
 from llm_finetune.components.shared import tables
 from llm_finetune.components.tokens.tokenize.component import tokenize
+from llm_finetune.pipelines.compile import SHARDED, compile_sharded
 from llm_finetune.pipelines.sharded_data import DATASETS, sharded_data
 
 FILES, ROWS = 5, 60
@@ -148,7 +149,8 @@ def test_row_numbers_go_on_over_the_shards_and_what_lies_beside_is_kept(tmp_path
 
 
 def test_the_pipeline_compiles_without_fault_and_takes_the_shard_count_when_it_runs(tmp_path):
-    compiler.Compiler().compile(sharded_data, str(tmp_path / "sharded.yaml"))
+    compile_sharded(tmp_path / "sharded.yaml")
+    assert (tmp_path / "sharded.yaml").read_text() == SHARDED.read_text(), "run `make compile`"
     spec = next(yaml.safe_load_all((tmp_path / "sharded.yaml").read_text()))
     assert lint(spec) == []
     assert spec["root"]["inputDefinitions"]["parameters"]["shards"]["parameterType"] == "NUMBER_INTEGER"
