@@ -21,7 +21,7 @@ from llm_finetune.components.training.finetune_lora.component import finetune_lo
 from llm_finetune.pipelines.cluster import NETWORK_RETRIES, Cluster
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.component import check_recipe
-from llm_finetune.pipelines.recipe.wiring import PARAMETERS, settings_of
+from llm_finetune.pipelines.recipe.wiring import FREE_TEXT, PARAMETERS, settings_of
 from llm_finetune.pipelines.report.component import report
 
 VERSION = version("llm-finetune")
@@ -102,7 +102,8 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
         place(end, "Report", "small", cached=False)
         with dsl.ExitHandler(end, name="fine-tune"):
             checked = check_recipe(
-                parameters=parameters,
+                parameters={name: value for name, value in parameters.items() if name not in FREE_TEXT},
+                **{name: parameters[name] for name in FREE_TEXT},
                 recipe=recipe,
                 checkpoint_root=cluster.checkpoint_root,
                 package_version=VERSION,

@@ -234,11 +234,11 @@ def sharded_data(
     checked = check_recipe(
         parameters={
             "val_ratio": val_ratio,
-            "template": template,
             "model_name": model_name,
             "max_length": max_length,
             "seed": seed,
         },
+        template=template,
         recipe=recipe,
         package_version=VERSION,
     )

@@ -8,6 +8,10 @@ from llm_finetune.components.shared.images import control_component
 @control_component()
 def check_recipe(
     parameters: dict,
+    jsonl_path: str = "",
+    jsonl_url: str = "",
+    template: str = "",
+    gate_rules: str = "",
     recipe: dict = {},
     checkpoint_root: str = "",
     package_version: str = "",
@@ -41,7 +45,11 @@ def check_recipe(
     """Checks all settings of all cards before anything is downloaded or any GPU is asked for.
 
     Args:
-        parameters: The pipeline's parameters by name.
+        parameters: The pipeline's parameters by name, but for the following, which may hold quotes and new lines.
+        jsonl_path: The pipeline's parameter; this and the next are not looked at where they are empty.
+        jsonl_url: The pipeline's parameter.
+        template: The pipeline's parameter.
+        gate_rules: The pipeline's parameter.
         recipe: A section of settings per card, fields for the names of the dataset's fields, and cluster.
         checkpoint_root: Volume for the checkpoints of all trainings; empty without one.
         package_version: Version that compiled the pipeline; the step refuses another one.
@@ -50,11 +58,13 @@ def check_recipe(
         Each card's section of the recipe, checked; the settings of its section cluster; GPUs for Evaluate; the
         whole plan.
     """
+    arguments = locals()
     from llm_finetune.components.shared.card import card
     from llm_finetune.pipelines.recipe import step
-    from llm_finetune.pipelines.recipe.wiring import CARDS
+    from llm_finetune.pipelines.recipe.wiring import CARDS, FREE_TEXT
 
     with card(package_version):
+        parameters = parameters | {name: arguments[name] for name in FREE_TEXT if arguments[name]}
         sections = step.check_recipe(parameters, recipe, checkpoint_root)
         cluster = step.check_cluster(recipe)
         evaluation_gpus = "0" if parameters.get("gpu_count") == "0" else "1"  # one is all that it uses

@@ -16,7 +16,7 @@ from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 TITLES = {
     "check-recipe": "Check Recipe", "load-dataset": "Load Dataset", "filter-clean": "Filter & Clean",
     "train-val-split": "Train/Val Split", "format-sft": "Format for SFT", "load-model": "Load Base Model",
-    "tokenize": "Tokenize", "apply-lora": "Apply LoRA", "finetune-lora": "Fine-Tune LoRA", "evaluate": "Evaluate",
+    "tokenize": "Tokenize", "data-report": "Data Report", "apply-lora": "Apply LoRA", "finetune-lora": "Fine-Tune LoRA", "evaluate": "Evaluate",
     "quality-gate": "Quality Gate", "merge-export": "Merge & Export", "vllm-serve": "vLLM Serve", "report": "Report",
 }  # fmt: skip
 ON_GPU = {"finetune-lora", "evaluate"}

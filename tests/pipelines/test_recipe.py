@@ -183,7 +183,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
     assert plan.parameters["max_length"] == 55
     assert plan.parameters["gpu_count"] == "2"
     assert plan.parameters["jsonl_path"] == str(data)
-    assert plan.recipe["evaluate"] == {"max_samples": 128, "generate_samples": 3}
+    assert plan.recipe["evaluate"] == {"max_samples": 128, "generate_samples": 3, "few_shot": 0}
     assert plan.recipe["vllm_serve"]["port"] == 0
 
 
