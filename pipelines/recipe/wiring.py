@@ -52,8 +52,8 @@ PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
     "gpu_count": (("vllm_serve", "gpu_count"),),
 }
 
-# Text that may hold quotes and new lines. KFP pastes a parameter into a mapping as it is, which would break the JSON: these
-# go to Check Recipe by themselves.
+# Text that may hold quotes and new lines. KFP pastes a parameter into a mapping as it is, which would break the JSON:
+# these go to Check Recipe by themselves.
 FREE_TEXT = ("jsonl_path", "jsonl_url", "template", "gate_rules")
 
 # Settings that several cards of the recipe share: (card, setting) → the cards that get the same value.
