@@ -60,11 +60,11 @@ audit: $(READY) ## what is known against the images' locked versions
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps -r images/local/requirements.txt
-	$(BIN)/pip install --quiet torch==2.13.0 # where only the package index is, the libraries that its build needs
-	$(BIN)/pip install --quiet --no-deps -r images/local/requirements-vllm.txt || echo "vLLM has no build for this machine: transformers serve will be used"
+	$(BIN)/pip install --quiet --no-compile --no-deps -r images/local/requirements.txt
+	$(BIN)/pip install --quiet --no-compile torch==2.13.0 # where only the package index is, the libraries that its build needs
+	$(BIN)/pip install --quiet --no-compile --no-deps -r images/local/requirements-vllm.txt || echo "vLLM has no build for this machine: transformers serve will be used"
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m compileall -qq $(VENV)/lib || true # some packages carry files for newer Pythons
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages carry files for newer Pythons
 	@touch $@
 
 clean: ## remove what runs have left

@@ -245,7 +245,7 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL])
 def test_a_run_that_is_stopped_in_the_middle_of_training_leaves_nothing_running_and_goes_on_later(place, tmp_path, how):
     workdir = tmp_path / "runs"
     plan = recipe(tmp_path / "my.yaml", more="").read_text().replace("num_epochs: 1", "num_epochs: 400")

@@ -69,6 +69,7 @@ def test_architecture_with_other_names_in_its_files_is_merged_in_memory(
     assert facts.agreement == 1.0 and facts.max_logit_difference < 1e-3
 
 
+@pytest.mark.soak
 def test_memory_is_that_of_one_file(tmp_path: Path) -> None:
     config = LlamaConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=400, num_attention_heads=8,

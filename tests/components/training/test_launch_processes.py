@@ -71,7 +71,7 @@ def test_a_defect_in_one_process_ends_all_within_a_minute_with_its_traceback(pro
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_no_process_outlives_the_card(process, tmp_path, number):
     card = subprocess.Popen([sys.executable, "-c", CARD, process], stderr=subprocess.PIPE, text=True)
     ranks = pids(process)
