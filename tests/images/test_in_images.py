@@ -84,7 +84,9 @@ def test_what_is_inside(engine: Engine, images: dict[str, str], family: str) -> 
     assert found["compiled"] > 0.99, "a step would compile what it imports, every time it starts"
     assert found["tools"] == []
     assert found["modules"] == (["setuptools", "torch"] if family == "train" else [])  # PyTorch requires setuptools
-    left = engine.output("podman", "run", "--rm", "--user", "0", images[family], "sh", "-c", "ls -A /root")
+    left = engine.output(
+        "podman", "run", "--rm", "--network", "none", "--user", "0", images[family], "sh", "-c", "ls -A /root"
+    )
     assert set(left.split()) <= {".bashrc", ".profile"}, "caches or a shell's history"
     assert set(found["errno"].values()) <= {13, 30}, f"writable: {found['errno']}"
     assert (found["offline"], found["home"]) == ("1", "/tmp")
@@ -206,7 +208,7 @@ def test_the_run_ends_in_an_adapter_that_has_learned(run: RunState) -> None:
     weights = load_file(output(run, "finetune-lora", "ft_result") / "adapter_model.safetensors")
     learned = {name: abs(values).max() for name, values in weights.items() if "lora_B" in name}
     assert learned and all(value > 0 for value in learned.values())
-    report = json.loads(output(run, "evaluate", "eval_report").read_text())
+    report = json.loads(output(run, "evaluate", "eval_report").read_text())["metrics"]
     assert math.isfinite(report["base_loss"]) and report["tuned_loss"] < report["base_loss"]
     page = output(run, "evaluate", "eval_page").read_text()
     assert "<html" in page.lower()
