@@ -17,13 +17,13 @@ run: compile ## the whole pipeline on this machine: data to a chat answer (KEEP=
 	@$(BIN)/llm-finetune run --resume $(if $(filter 0,$(KEEP)),--no-keep,--keep) $(ARGS)
 
 test: lint ## lint, types and all tests
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-demo: $(READY) ## the demo with the real small model, held to its figures (some minutes)
 	@$(BIN)/python -m pytest -m demo $(ARGS)
 
 test-manifests: $(READY) ## every overlay with every component, against Kubernetes 1.28 to 1.37 (some minutes)
-	@$(BIN)/python -m pytest -n auto --dist loadfile tests/manifests -m "manifests or not manifests" $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/manifests -m "manifests or not manifests" $(ARGS)
 
 test-soak: $(READY) ## the tests of large sizes and long chains (many minutes)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
