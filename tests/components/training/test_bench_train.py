@@ -20,6 +20,7 @@ def bench(*options: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.soak
 def test_the_benchmark_measures_our_way():
     found = bench("--ways", "ours", "--steps", "1")
     assert found["ok"] and list(found["ways"]) == ["ours"] and found["ratios"] == {"ours": 1.0}
