@@ -186,7 +186,6 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-@pytest.mark.soak
 @pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
 def test_adapters_come_and_go_while_vllm_serves(model: Path, tuned: list[Path], tmp_path: Path) -> None:
     first, second = tuned
