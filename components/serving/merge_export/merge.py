@@ -9,14 +9,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig
 
-from llm_finetune.components.serving.merge_export import streaming
+from llm_finetune.components.serving.merge_export import shards, streaming
 from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers, parity_rows
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.errors import UserError
 
-SHARD_SIZE = 4 * 10**9
+SHARD_SIZE = 5 * 10**9
+"""As large as the Hub's own models are cut."""
 BYTES_MERGING = 5
 """Bytes per parameter while merging in memory: float32 weights and room for one layer's product and the logits."""
 
@@ -84,8 +85,8 @@ class FromFiles:
         return answers(model, rows, self.device)
 
     def write(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes the merged weights, one file after the other, none larger than the base's largest."""
-        streaming.write_merged(self._with_adapter(), self.trained_on, folder, dtype, SHARD_SIZE)
+        """Writes the merged weights, no file larger than the base's largest."""
+        shards.write_merged(self._with_adapter(), self.trained_on, folder, dtype, SHARD_SIZE)
         config = AutoConfig.from_pretrained(self.base, trust_remote_code=False)
         config.dtype = dtype
         config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Merges and runs a model that is never whole in memory: its weights come from their files, a layer at a time."""
+"""Runs a model that is never whole in memory: its weights come from their files, a layer at a time."""
 
 import contextlib
 import json
@@ -9,24 +9,18 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from accelerate.hooks import attach_align_device_hook
-from huggingface_hub import split_state_dict_into_shards_factory
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import save_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
-from llm_finetune.components.shared.base_model import INDEX
 from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.losses import unwrapped
 
-ADAPTER = "default"
 # Initial values that PEFT makes from the base weights while it loads; none of them is in memory then.
 FROM_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
 
@@ -113,42 +107,6 @@ def fed(model: Any, stored: StoredWeights, device: str) -> Any:
     return model
 
 
-def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.dtype, shard_size: int) -> None:
-    """Writes the merged weights, one file after the other.
-
-    Args:
-        model: From `with_adapter`, not fed.
-        stored: The base's weights.
-        folder: Where the files go.
-        dtype: Precision to store.
-        shard_size: Most bytes per file; where the base's own files are smaller, so are these.
-
-    Raises:
-        UserError: If the adapter holds values that are not finite.
-    """
-    sizes = {name: count * dtype.itemsize for name, count in stored.sizes().items()}
-    in_files: dict[str, int] = {}
-    for name, file in stored.files.items():
-        in_files[file] = in_files.get(file, 0) + sizes[name]
-    plan = split_state_dict_into_shards_factory(
-        sizes,
-        get_storage_size=lambda size: size,
-        filename_pattern="model{suffix}.safetensors",
-        get_storage_id=lambda _: None,
-        max_shard_size=min(shard_size, max(in_files.values())),
-    )
-    owners = _owners(unwrapped(model))
-    for file, names in plan.filename_to_tensors.items():
-        tensors = {name: _merged(name, stored, owners).to(dtype).contiguous() for name in names}
-        broken = [name for name in names if name in owners and not tensors[name].isfinite().all()]
-        if broken:
-            raise UserError(f"the adapter can't be merged: with it {broken[0]} holds values that are not finite")
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
 @contextlib.contextmanager
 def _adapter_in_memory() -> Iterator[None]:
     """Keeps PEFT from sending the adapter's weights after those of the base, to the meta device."""
@@ -193,34 +151,3 @@ def _tied(model: Any) -> dict[str, str]:
         return {}
     names = {id(module): name for name, module in model.named_modules()}
     return {f"{names[id(head)]}.weight": f"{names[id(embedding)]}.weight"}
-
-
-def _owners(model: nn.Module) -> dict[str, Any]:
-    """Returns, by name of the stored weight, the layer or the trained copy that changes it."""
-    owners: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            owners[f"{path}.weight"] = module
-        elif isinstance(module, ModulesToSaveWrapper):
-            copy = module.modules_to_save[ADAPTER]
-            owners |= {f"{path}.{name}": copy for name, _ in copy.named_parameters()}
-    return owners
-
-
-def _merged(name: str, stored: StoredWeights, owners: Mapping[str, Any]) -> torch.Tensor:
-    owner = owners.get(name)
-    if owner is None:
-        return stored[name]
-    if not isinstance(owner, LoraLayer):
-        copy: torch.Tensor = owner.get_parameter(name.rpartition(".")[2]).data
-        return copy
-    layer = owner.get_base_layer()
-    empty = layer.weight
-    layer.weight = nn.Parameter(stored[name].float(), requires_grad=False)
-    try:
-        owner.merge()
-        merged: torch.Tensor = layer.weight.data
-        return merged
-    finally:
-        layer.weight = empty
-        owner.merged_adapters.clear()

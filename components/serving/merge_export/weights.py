@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import parse_local_safetensors_file_metadata
 from safetensors import safe_open
 
 from llm_finetune.components.shared.base_model import INDEX, SINGLE
 from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
+
+ADAPTER = "default"
+"""PEFT's name for the one adapter of a model."""
 
 
 class StoredWeights(Mapping[str, torch.Tensor]):
@@ -43,6 +47,11 @@ class StoredWeights(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         """Returns the number of tensors."""
         return len(self.files)
+
+    def dtypes(self) -> set[str]:
+        """Returns the types of the stored tensors, as safetensors names them, from the files' headers alone."""
+        files = (parse_local_safetensors_file_metadata(self.folder / file) for file in set(self.files.values()))
+        return {tensor.dtype for file in files for tensor in file.tensors.values()}
 
     def sizes(self) -> dict[str, int]:
         """Returns the number of values of every tensor, from the files' headers alone."""

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "bench" / "data.py"
 
 
-@pytest.mark.soak
 def test_the_bench_compares_every_step(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--rows", "700", "--rounds", "1", "--sizes", "300", "--scratch", str(tmp_path)],

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 BENCH = Path(__file__).parents[2] / "bench" / "merge.py"
 
 
-@pytest.mark.soak
 def test_the_bench_prints_its_table_and_its_ratios() -> None:
     ran = subprocess.run([sys.executable, BENCH, "--tiny"], check=True, capture_output=True, text=True)
     *table, ratios = ran.stdout.splitlines()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from llm_finetune.components.serving.merge_export import component, merge, parity, step, streaming
+from llm_finetune.components.serving.merge_export import component, merge, parity, shards, step
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 
@@ -264,9 +264,9 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 def test_large_models_are_sharded(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge, "SHARD_SIZE", 100_000)
     facts = export(base, adapter, tmp_path)
-    shards = list((tmp_path / "merged").glob("model-*.safetensors"))
-    assert len(shards) > 2
-    assert facts.size_bytes == sum(file.stat().st_size for file in shards)
+    files = list((tmp_path / "merged").glob("model-*.safetensors"))
+    assert len(files) > 2
+    assert facts.size_bytes == sum(file.stat().st_size for file in files)
     assert facts.agreement > 0.95
 
 
@@ -304,7 +304,7 @@ def test_a_merge_that_changes_the_answers_is_refused(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The adapter is lost on the way into the files.
-    monkeypatch.setattr(streaming, "_owners", lambda _: {})
+    monkeypatch.setattr(shards, "_owners", lambda _: {})
     with pytest.raises(
         UserError, match=r"isn't the one that was trained: on 16 validation rows .* loss \d+\.\d{4}, the"
     ):

@@ -20,14 +20,6 @@ def bench(*options: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.soak
-def test_the_benchmark_measures_our_way():
-    found = bench("--ways", "ours", "--steps", "1")
-    assert found["ok"] and list(found["ways"]) == ["ours"] and found["ratios"] == {"ours": 1.0}
-    assert found["ways"]["ours"]["loss"] == pytest.approx(6.0, abs=0.1)  # a random model knows one of 400 tokens
-
-
-@pytest.mark.soak
 def test_the_benchmark_measures_every_way_on_the_same_documents():
     found = bench("--steps", "2")
     assert found["ok"] and not found["failed"]
@@ -37,3 +29,4 @@ def test_the_benchmark_measures_every_way_on_the_same_documents():
     assert found["ways"]["ours"]["steps"] == 2
     losses = [way["loss"] for way in found["ways"].values()]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert losses[0] == pytest.approx(6.0, abs=0.1)  # a random model knows one of 400 tokens

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "bench" / "train_cpu.py"
 
 
-@pytest.mark.soak
 def test_the_benchmark_measures_every_way_on_the_same_documents():
     options = ["--tiny", "--rounds", "1", "--documents", "16", "--rows", "even", "--threads", "1"]
     done = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=300)
