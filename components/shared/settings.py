@@ -60,6 +60,11 @@ class FieldSettings(CardSettings):
         return [key for key in (self.instruction_key, self.input_key, self.output_key) if key]
 
 
+def listed(text: str) -> list[str]:
+    """Returns the names in a list separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def checked(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
     """Validates values against a pydantic model and explains every mistake in one message.
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm_finetune.components.data.data_report.settings import Settings as DataReport
 from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
+from llm_finetune.components.data.format_sft.settings import WRITTEN
 from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
 from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
 from llm_finetune.components.data.train_val_split.settings import Settings as TrainValSplit
@@ -17,7 +18,7 @@ from llm_finetune.components.model.load_model.settings import Settings as LoadMo
 from llm_finetune.components.serving.merge_export.settings import Settings as MergeExport
 from llm_finetune.components.serving.vllm_serve.settings import Settings as VllmServe
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import CardSettings, checked
+from llm_finetune.components.shared.settings import CardSettings, checked, listed
 from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
 from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
 from llm_finetune.pipelines.recipe.cluster import ClusterSettings
@@ -89,6 +90,7 @@ def check_recipe(
     for (card, setting), others in SHARED_SETTINGS.items():
         for other in others:
             _share(sections[other], other, {setting: sections[card][setting]} if setting in sections[card] else {})
+    _keep_slices(sections)
     for card, section in sections.items():
         values = {**settings_of(card, parameters), **section}
         chosen = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
@@ -140,6 +142,15 @@ def _refuse_parameters(card: str, section: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"recipe.{card}.{setting} is set by the pipeline's parameter {parameter}: give it there instead"
                 )
+
+
+def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
+    """Lets Format for SFT keep the columns that Evaluate slices by."""
+    own, slices = sections["format_sft"].get("keep_columns", ""), sections["evaluate"].get("slice_by", "")
+    if isinstance(own, str) and isinstance(slices, str):  # else their cards' settings refuse them
+        wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN)]
+        if wanted:
+            sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(wanted))
 
 
 def _share(section: dict[str, Any], card: str, shared: Mapping[str, Any]) -> None:

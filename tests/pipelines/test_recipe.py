@@ -38,6 +38,15 @@ def test_field_names_and_shared_settings_reach_every_card_that_has_them():
     assert sections["apply_lora"]["tokens_per_micro_batch"] == 4096
 
 
+def test_columns_to_slice_by_are_kept_for_evaluate():
+    def kept(**sections) -> str | None:
+        return check_recipe({}, sections)["format_sft"].get("keep_columns")
+
+    assert kept() is None and kept(evaluate={"slice_by": "completion"}) is None
+    assert kept(evaluate={"slice_by": "source, year"}) == "source,year"
+    assert kept(evaluate={"slice_by": "source"}, format_sft={"keep_columns": "id,source"}) == "id,source"
+
+
 def test_where_a_run_goes_is_passed_on_as_kubernetes_writes_it():
     outputs = check_cluster({}).outputs
     assert outputs["tolerations"] == [

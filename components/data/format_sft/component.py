@@ -19,6 +19,7 @@ def format_sft(
     chat_key: str = "",
     system_prompt: str = "",
     drop_empty_sections: bool = False,
+    keep_columns: str = "",
     settings: dict = {},
     package_version: str = "",
 ):
@@ -49,6 +50,7 @@ def format_sft(
         system_prompt: With template = chat: system message of the conversations that have none.
         drop_empty_sections: Whether a section of the template (a block between blank lines) whose fields are all
             empty is left out.
+        keep_columns: Columns of the data that are kept beside, separated by commas: for the slices of Evaluate.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """

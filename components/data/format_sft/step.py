@@ -15,10 +15,11 @@ from llm_finetune.components.data.format_sft.plain_text import PlainText
 from llm_finetune.components.data.format_sft.settings import DEFAULT_TEMPLATE, Settings
 from llm_finetune.components.data.format_sft.template import parse
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.layouts import layout_of, recognised
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.settings import listed
 from llm_finetune.components.shared.text import check_columns
 
 CHAT = "chat"
@@ -107,13 +108,16 @@ def _form(settings: Settings, columns: pa.Schema) -> Form:
 def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout: str, settings: Settings) -> Facts:
     skipped: Counter[str] = Counter()
     unused_input = 0
-    with tables.ShardWriter(sft, form.schema) as writer:
-        for batch in tables.batches(dataset, form.columns):
+    beside = _kept_beside(tables.schema(dataset), settings)
+    schema = pa.schema([*form.schema, *beside])
+    with tables.ShardWriter(sft, schema) as writer:
+        for batch in tables.batches(dataset, list(dict.fromkeys([*form.columns, *beside.names]))):
             reasons = form.reasons(batch)
             skipped.update(reasons.drop_null().to_pylist())
             kept = batch.filter(reasons.is_null())
             if kept.num_rows:
-                writer.write(form.rows(kept))
+                columns = [*form.rows(kept).columns, *kept.select(beside.names).columns]
+                writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
                 unused_input += form.unused_input(kept)
         if not writer.rows:
             raise UserError(
@@ -127,9 +131,20 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout
         layout=layout,
         template=form.template,
         template_hash=template_hash,
-        columns=form.schema.names,
+        columns=schema.names,
         content_hash=content_hash(sft),
     )
+
+
+def _kept_beside(columns: pa.Schema, settings: Settings) -> pa.Schema:
+    """Returns the columns of the data that are kept."""
+    for name in listed(settings.keep_columns):
+        if name not in columns.names:
+            raise UserError(
+                f"keep_columns = {name!r}: the rows have no such column{nearest(name, columns.names)} "
+                f"(columns: {', '.join(columns.names)})"
+            )
+    return pa.schema([columns.field(name) for name in listed(settings.keep_columns)])
 
 
 def _write_format(folder: Path, form: Form, settings: Settings) -> str:

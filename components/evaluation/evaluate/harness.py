@@ -9,8 +9,9 @@ from accelerate.utils.memory import clear_device_cache
 
 from llm_finetune.components.evaluation.evaluate.batching import is_out_of_memory
 from llm_finetune.components.evaluation.evaluate.loss import MODELS, adapted
-from llm_finetune.components.evaluation.evaluate.settings import Settings, names
+from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.settings import listed
 
 ROWS_AT_ONCE = 16
 BOOTSTRAPS = 1000
@@ -36,7 +37,7 @@ def load_tasks(tasks: str, settings: Settings, manager: Any = None) -> dict[str,
         raise UserError(
             f"tasks = {tasks!r} needs lm-evaluation-harness: install the extra llm-finetune[tasks]"
         ) from None
-    wanted = names(tasks)
+    wanted = listed(tasks)
     files = [name for name in wanted if Path(name).suffix in (".yaml", ".yml")]
     # Reading the index of all tasks takes many seconds.
     manager = manager or TaskManager(include_defaults=files != wanted)

@@ -6,14 +6,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
-from llm_finetune.components.shared.settings import CardSettings
+from llm_finetune.components.shared.settings import CardSettings, listed
 
 TEXT_SCORES = ("rouge_l", "chrf")
-
-
-def names(text: str) -> list[str]:
-    """Returns the names in a list separated by commas."""
-    return [name for name in (part.strip() for part in text.split(",")) if name]
 
 
 class Settings(CardSettings):
@@ -46,7 +41,7 @@ class Settings(CardSettings):
     @field_validator("text_scores")
     @classmethod
     def _known_scores(cls, value: str) -> str:
-        for name in names(value):
+        for name in listed(value):
             if name not in TEXT_SCORES:
                 raise ValueError(f"{name!r} is no score{nearest(name, TEXT_SCORES)} ({', '.join(TEXT_SCORES)})")
         return value

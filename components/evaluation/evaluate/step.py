@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 from llm_finetune.components.evaluation.evaluate import comparison, contest, harness, judge, loss, page, rows
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
-from llm_finetune.components.evaluation.evaluate.settings import Settings, names
+from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.causal_lm import evaluating, load_base
 from llm_finetune.components.shared.device import fast_dtype
 from llm_finetune.components.shared.figures import dashboard_rows
+from llm_finetune.components.shared.settings import listed
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def evaluate(
     tasks = harness.load_tasks(settings.tasks, settings) if settings.tasks else {}
     servers = contest.servers(settings)
     chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
-    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in names(settings.slice_by)}
+    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
     tokenizer = AutoTokenizer.from_pretrained(ft_result, trust_remote_code=False)
     dtype = fast_dtype()
     model = PeftModel.from_pretrained(load_base(model_config, dtype, "sdpa", load_in_4bit), str(ft_result))

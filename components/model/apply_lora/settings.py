@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
-from llm_finetune.components.shared.settings import CardSettings
+from llm_finetune.components.shared.settings import CardSettings, listed
 
 INITS = ("default", "gaussian", "orthogonal", "olora", "pissa")
 # Initial values that an adapter's file alone cannot bring back, or that need what this card does not have.
@@ -38,7 +38,7 @@ class Settings(CardSettings):
     @field_validator("target_modules")
     @classmethod
     def _some_target(cls, value: str) -> str:
-        if not _listed(value):
+        if not listed(value):
             raise ValueError("names no module; give names separated by commas, or all-linear")
         return value
 
@@ -59,13 +59,9 @@ class Settings(CardSettings):
     @property
     def targets(self) -> list[str]:
         """The target modules by name."""
-        return _listed(self.target_modules)
+        return listed(self.target_modules)
 
     @property
     def saved(self) -> list[str]:
         """The modules to train in full."""
-        return _listed(self.modules_to_save)
-
-
-def _listed(names: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+        return listed(self.modules_to_save)

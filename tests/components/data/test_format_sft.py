@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jinja2
@@ -235,6 +236,24 @@ def test_other_mistakes(tmp_path):
     assert "need template = 'chat'" in refused(tmp_path, messages, chat_key="messages")
     assert "need template = 'chat'" in refused(tmp_path, messages)
     assert "no training row can be used: 1 no output" in refused(tmp_path, messages, template="chat")
+
+
+def test_columns_are_kept_beside_for_slices(tmp_path):
+    rows = [
+        {**row, "source": name, "year": year} for row, name, year in zip(ROWS, ("web", None), (1999, 2000), strict=True)
+    ]
+    facts, kept = formatted(tmp_path, rows, keep_columns="year, source,year")
+    assert facts.columns == ["prompt", "completion", "year", "source"]
+    assert [(row["completion"], row["year"], row["source"]) for row in kept] == [
+        (ROWS[0]["output"], 1999, "web"),
+        (ROWS[1]["output"], 2000, None),
+    ]
+    rows[0]["output"] = None
+    assert formatted(tmp_path, rows, keep_columns="year")[1][0]["year"] == 2000
+    shutil.rmtree(tmp_path / "train")
+    found = refused(tmp_path, rows, keep_columns="sorce")
+    assert "keep_columns = 'sorce': the rows have no such column; did you mean 'source'?" in found
+    assert "completion is a column that this card writes" in refused(tmp_path, rows, keep_columns="completion")
 
 
 def test_numbers_and_lists_become_text(tmp_path):
