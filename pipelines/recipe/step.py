@@ -12,6 +12,7 @@ from llm_finetune.components.data.format_sft.settings import Settings as FormatS
 from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
 from llm_finetune.components.data.train_val_split.settings import Settings as TrainValSplit
 from llm_finetune.components.evaluation.evaluate.settings import Settings as Evaluate
+from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
 from llm_finetune.components.evaluation.quality_gate.settings import Settings as QualityGate
 from llm_finetune.components.model.apply_lora.settings import Settings as ApplyLora
 from llm_finetune.components.model.load_model.settings import Settings as LoadModel
@@ -91,11 +92,12 @@ def check_recipe(
         for other in others:
             _share(sections[other], other, {setting: sections[card][setting]} if setting in sections[card] else {})
     _keep_slices(sections)
+    chosen = {}
     for card, section in sections.items():
         values = {**settings_of(card, parameters), **section}
-        chosen = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
-        sections[card] = {name: chosen[name] for name in section}
-    return sections
+        chosen[card] = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
+    _check_gate(chosen["quality_gate"]["rules"], chosen["evaluate"]["tasks"])
+    return {card: {name: chosen[card][name] for name in section} for card, section in sections.items()}
 
 
 def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
@@ -151,6 +153,16 @@ def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
         wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN)]
         if wanted:
             sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(wanted))
+
+
+def _check_gate(rules: str, tasks: str) -> None:
+    """Refuses rules about tasks where none will be run: the gate would stay closed after the whole training."""
+    of_tasks = [rule.text for rule in parse_rules(rules) if rule.figure.startswith("task.")]
+    if of_tasks and not listed(tasks):
+        raise UserError(
+            f"gate_rules has {of_tasks[0]!r}, but no task is evaluated: name it in recipe.evaluate.tasks, or leave the "
+            "rule out"
+        )
 
 
 def _share(section: dict[str, Any], card: str, shared: Mapping[str, Any]) -> None:

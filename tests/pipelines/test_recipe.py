@@ -145,6 +145,7 @@ def test_an_impossible_recipe_is_refused_by_name(recipe, message):
     [
         ({"num_epochs": 0}, "recipe.finetune_lora.num_epochs = 0: Input should be greater than or equal to 1"),
         ({"gate_rules": "los_delta < 0"}, "did you mean 'loss_delta'?"),
+        ({"gate_rules": "loss < 2, task.mmlu.drop <= 0.1"}, "gate_rules has 'task.mmlu.drop <= 0.1', but no task is"),
         ({"source_type": "hub"}, "recipe.load_dataset.source_type = 'hub'"),
         ({"lora_r": "many"}, "recipe.apply_lora.r = 'many'"),
     ],
@@ -153,6 +154,10 @@ def test_an_impossible_parameter_is_refused_before_anything_runs(parameters, mes
     with pytest.raises(UserError) as error:
         check_recipe({**DEFAULTS, **parameters}, {})
     assert message in str(error.value)
+
+
+def test_a_rule_about_a_task_passes_where_tasks_are_evaluated():
+    check_recipe({**DEFAULTS, "gate_rules": "task.mmlu.drop <= 0.1"}, {"evaluate": {"tasks": "mmlu"}})
 
 
 @pytest.mark.parametrize("card", SETTINGS)

@@ -18,6 +18,7 @@ def load_dataset(
     hf_config: str = "",
     hf_revision: str = "",
     sha256: str = "",
+    licence: str = "",
     seed: int = -1,
     mixture: list = [],
     source_column: str = "source",
@@ -45,11 +46,12 @@ def load_dataset(
         hf_revision: Branch, tag or commit of the Hub dataset; the commit it means is recorded.
         sha256: Checksum that the file must have, 64 hexadecimal digits; of several files, one for each, with commas
             between them; empty for any.
+        licence: Licence of the data, which the model card shows and warns of; by default what the Hub names.
         seed: -1 takes the first max_samples rows; 0 or more draws them by chance, which reads the whole source.
         mixture: Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, `hf_split`,
-            `hf_revision`) or `path` (and `sha256`), `weight` (1 by default), `name`, and `columns` (new name to old, to
-            choose and rename). Weights are shares of the result: it has max_samples rows, or as many as the smallest
-            source allows at its share; no row is taken twice.
+            `hf_revision`) or `path` (and `sha256`), `licence`, `weight` (1 by default), `name`, and `columns` (new
+            name to old, to choose and rename). Weights are shares of the result: it has max_samples rows, or as many as
+            the smallest source allows at its share; no row is taken twice.
         source_column: Column that holds the name of each row's source in a mixture; empty for none.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.

@@ -10,10 +10,11 @@ import pyarrow as pa
 from llm_finetune.components.shared.errors import UserError
 
 ROWS = 1_000
+AND = " and "  # between the names of several licences
 
 
-def resolved(dataset: str, revision: str) -> str:
-    """Returns the commit that a revision of a dataset means now.
+def resolved(dataset: str, revision: str) -> tuple[str, str]:
+    """Returns the commit that a revision of a dataset means now, and the licence that its card names, or nothing.
 
     Args:
         dataset: Name on the Hub, such as `tatsu-lab/alpaca`.
@@ -25,10 +26,11 @@ def resolved(dataset: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     with explained(dataset, revision):
-        commit = HfApi(token=_token()).dataset_info(dataset, revision=revision or None).sha
-    if not commit:
+        info = HfApi(token=_token()).dataset_info(dataset, revision=revision or None)
+    if not info.sha:
         raise UserError(f"the Hub names no commit for {dataset}")
-    return commit
+    named = (info.card_data.get("license") if info.card_data else None) or []
+    return info.sha, AND.join([named] if isinstance(named, str) else named)
 
 
 def rows(dataset: str, config: str, split: str, commit: str) -> Iterator[pa.RecordBatch]:
@@ -38,7 +40,7 @@ def rows(dataset: str, config: str, split: str, commit: str) -> Iterator[pa.Reco
         dataset: Name on the Hub.
         config: Its configuration; empty for the only one.
         split: Name of the split.
-        commit: What `resolved` returned.
+        commit: The commit that `resolved` returned.
 
     Yields:
         Record batches of one schema.

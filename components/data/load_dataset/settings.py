@@ -16,6 +16,7 @@ class Member(BaseModel):
         hf_dataset: Dataset on the Hub; or `path`.
         hf_config: As the card's setting of this name; so are `hf_split`, `hf_revision` and `sha256`.
         path: Files, as `jsonl_path` or `jsonl_url` take them.
+        licence: As the card's setting of this name.
         columns: Columns to take, by the name that they shall have; empty for all as they are.
     """
 
@@ -29,6 +30,7 @@ class Member(BaseModel):
     hf_revision: str = ""
     path: str = ""
     sha256: str = ""
+    licence: str = ""
     columns: dict[str, str] = {}
 
     @property
@@ -60,6 +62,7 @@ class Settings(CardSettings):
     hf_config: str = ""
     hf_revision: str = ""
     sha256: str = ""
+    licence: str = ""
     seed: int = Field(-1, ge=-1)
     mixture: list[Member] = Field([])
     source_column: str = "source"
@@ -73,7 +76,7 @@ class Settings(CardSettings):
     def _mixture_stands_alone(self) -> Self:
         if not self.mixture:
             return self
-        beside = [name for name in ("jsonl_path", "jsonl_url", "sha256") if getattr(self, name)]
+        beside = [name for name in ("jsonl_path", "jsonl_url", "sha256", "licence") if getattr(self, name)]
         if beside:
             raise ValueError(f"a mixture names all its sources; put {beside[0]} into one of them")
         labels = [member.label for member in self.mixture]

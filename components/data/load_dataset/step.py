@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_finetune.components.data.load_dataset import sampling
+from llm_finetune.components.data.load_dataset import hub, sampling
 from llm_finetune.components.data.load_dataset.columns import TypesWidened
 from llm_finetune.components.data.load_dataset.mixture import Keep, Mixture
 from llm_finetune.components.data.load_dataset.origins import Files, HubSplit, Origin, combined
@@ -19,6 +19,7 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
 
+UNKNOWN = "unknown"
 SHOWN_ROWS = 20
 SHOWN_COLUMNS = 50
 SHOWN_FILES = 100
@@ -35,7 +36,8 @@ class Facts:
         source: Where they come from.
         revision: The Hub's commit, the file's checksum or its ETag, a hash over those of several; empty where there is
             none.
-        sources: Of a mixture, each source's name, place, revision, weight, rows read and rows taken.
+        licence: As the settings or the Hub name it, else `unknown`.
+        sources: Of a mixture, each source's name, place, revision, licence, weight, rows read and rows taken.
         content_hash: Hash of the written files.
     """
 
@@ -43,6 +45,7 @@ class Facts:
     columns: list[str]
     source: str
     revision: str
+    licence: str
     sources: list[dict[str, Any]]
     content_hash: str
 
@@ -52,7 +55,8 @@ class Facts:
 
     def origin(self) -> dict[str, Any]:
         """Returns what later cards shall know of the data."""
-        return {f"dataset_{name}": getattr(self, name) for name in ("source", "revision", "rows", "content_hash")}
+        names = ("source", "revision", "licence", "rows", "content_hash")
+        return {f"dataset_{name}": getattr(self, name) for name in names}
 
 
 def load_dataset(raw_dataset: str | Path, preview: str | Path, settings: Settings) -> Facts:
@@ -85,7 +89,8 @@ def _load_one(folder: Path, settings: Settings, scratch: Path) -> tuple[Facts, d
         _write(folder, sampling.chosen(scratch / "all", settings.max_samples, settings.seed), origin.name)
     else:
         keep(origin, folder, settings.max_samples)
-    return _facts(folder, origin.name, origin.revision, []), origin.rows_by_file
+    licence = settings.licence or origin.licence or UNKNOWN
+    return _facts(folder, origin.name, origin.revision, licence, []), origin.rows_by_file
 
 
 def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Facts, dict[str, int]]:
@@ -100,17 +105,21 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
             "name": member.label,
             "source": origin.name,
             "revision": origin.revision,
+            "licence": member.licence or origin.licence or UNKNOWN,
             "weight": member.weight,
             "rows_read": read,
             "rows": taken,
         }
         for member, origin, read, taken in zip(members, origins, mixture.available, mixture.taken, strict=True)
     ]
-    return _facts(folder, name, combined({origin.name: origin.revision for origin in origins}), sources), {}
+    revision = combined({origin.name: origin.revision for origin in origins})
+    licence = hub.AND.join(dict.fromkeys(source["licence"] for source in sources))
+    return _facts(folder, name, revision, licence, sources), {}
 
 
-def _facts(folder: Path, name: str, revision: str, sources: list[dict[str, Any]]) -> Facts:
-    return Facts(tables.count_rows(folder), tables.schema(folder).names, name, revision, sources, content_hash(folder))
+def _facts(folder: Path, name: str, revision: str, licence: str, sources: list[dict[str, Any]]) -> Facts:
+    columns = tables.schema(folder).names
+    return Facts(tables.count_rows(folder), columns, name, revision, licence, sources, content_hash(folder))
 
 
 def _origin(settings: Settings) -> Origin:
@@ -178,8 +187,8 @@ def _show(
         facts=facts,
         taken="by weight, " + first if facts.sources else "all rows" if whole else first,
         sources=[
-            (source["name"], source["source"], source["revision"], f"{source['weight']:g}", source["rows_read"],
-             source["rows"], f"{100 * source['rows'] / facts.rows:.2f} %")
+            (source["name"], source["source"], source["revision"], source["licence"], f"{source['weight']:g}",
+             source["rows_read"], source["rows"], f"{100 * source['rows'] / facts.rows:.2f} %")
             for source in facts.sources
         ],
         files=list(rows_by_file.items())[:SHOWN_FILES] if len(rows_by_file) > 1 else [],

@@ -1,6 +1,5 @@
 """Rows that must stay together: duplicates, near-duplicates, and rows of one group."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from llm_finetune.components.data.train_val_split.settings import Settings
+from llm_finetune.components.data.train_val_split.shuffle import Shuffle
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import NearDuplicates, bytes_of, hashes, normalised
+from llm_finetune.components.shared.duplicates import NearDuplicates, bytes_of, hashes, mixed, normalised
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.text import FieldSettings, Texts, as_text, empty, texts, trimmed
 
@@ -36,7 +37,6 @@ class Rows:
         pairs: Near-duplicates, as pairs of row numbers, shape [pairs, 2].
         close: Pairs a little below the threshold.
         looked_for_pairs: Whether the two were looked for at all.
-        bytes: Size of the dataset in memory.
         strata: Number of the row's value of `stratify_key`, shape [rows]; None without one.
         stratum_names: The values, by number.
     """
@@ -48,58 +48,52 @@ class Rows:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     close: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     looked_for_pairs: bool = False
-    bytes: int = 0
     strata: np.ndarray | None = None
     stratum_names: list[str] = field(default_factory=list)
 
 
-def read(
-    dataset: str | Path, fields: FieldSettings, group_key: str, stratify_key: str, near_threshold: float, copy: Path
-) -> Rows:
-    """Reads a dataset once.
+def read(dataset: str | Path, settings: Settings, shuffle: Shuffle) -> Rows:
+    """Reads a dataset once, and deals its rows on the way.
 
     Args:
         dataset: Folder with the rows.
-        fields: Columns with the text; if the dataset has none of them, every column counts as text.
-        group_key: Column whose equal values stay together; empty for none.
-        stratify_key: Column whose values both sides have in the same shares; empty for none.
-        near_threshold: Similarity of near-duplicates; 0 does not look for them.
-        copy: File to write the rows to as they are in memory: to read them from Parquet again would take far longer.
+        settings: What stays together. If the dataset has none of the text's columns, every column counts as text.
+        shuffle: Where the rows go.
 
     Returns:
         Hashes and pairs.
     """
-    near = NearDuplicates(near_threshold) if near_threshold and tables.count_rows(dataset) <= NEAR_ROWS else None
+    look_for_pairs = settings.near_threshold and tables.count_rows(dataset) <= NEAR_ROWS
+    near = NearDuplicates(settings.near_threshold) if look_for_pairs else None
     pairs: list[tuple[int, int]] = []
     close: list[tuple[int, int]] = []
     parts = []
     names: dict[str, int] = {}
-    rows = size = 0
-    look = partial(_look_at, fields=fields, group_key=group_key, stratify_key=stratify_key, with_own=near is not None)
-    for part in tables.in_parallel(look, _copied(tables.batches(dataset), tables.schema(dataset), copy)):
+    rows = 0
+    look = partial(_look_at, settings=settings, shuffle=shuffle, with_own=near is not None)
+    for part, keys, dealt in tables.in_parallel(look, tables.batches(dataset)):
+        shuffle.add(dealt, keys)
         if near and part.own is not None:
             _add_pairs(near, part.own, rows, pairs, close)
             part.own = None
         if part.stratum is not None:
             part.strata = np.array([names.setdefault(name, len(names)) for name in part.names], np.int64)[part.stratum]
         rows += len(part.content)
-        size += part.bytes
         parts.append(part)
     if len(names) > MOST_STRATA:
         raise UserError(
-            f"stratify_key = {stratify_key!r} has {len(names):,} different values, more than {MOST_STRATA:,}: it is no "
-            "kind of row. To keep equal values on one side, use group_key"
+            f"stratify_key = {settings.stratify_key!r} has {len(names):,} different values, more than "
+            f"{MOST_STRATA:,}: it is no kind of row. To keep equal values on one side, use group_key"
         )
     return Rows(
         _stacked([part.content for part in parts]),
         _stacked([part.prompt for part in parts]),
-        np.concatenate([part.group for part in parts]) if group_key and parts else None,
-        np.concatenate([part.has_group for part in parts]) if group_key and parts else None,
+        np.concatenate([part.group for part in parts]) if settings.group_key and parts else None,
+        np.concatenate([part.has_group for part in parts]) if settings.group_key and parts else None,
         np.array(pairs, np.int64).reshape(-1, 2),
         np.array(close, np.int64).reshape(-1, 2),
         near is not None,
-        size,
-        _ranks(names)[np.concatenate([part.strata for part in parts])] if stratify_key and parts else None,
+        _ranks(names)[np.concatenate([part.strata for part in parts])] if settings.stratify_key and parts else None,
         sorted(names),
     )
 
@@ -110,7 +104,6 @@ class _Part:
 
     content: np.ndarray
     prompt: np.ndarray
-    bytes: int
     group: np.ndarray | None = None
     has_group: np.ndarray | None = None
     own: pa.StringArray | None = None
@@ -119,34 +112,30 @@ class _Part:
     names: list[str] = field(default_factory=list)
 
 
-def _copied(batches: Iterable[pa.RecordBatch], schema: pa.Schema, copy: Path) -> Iterator[pa.RecordBatch]:
-    with pa.OSFile(str(copy), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batches:
-            writer.write(batch)
-            yield batch
-
-
 def _ranks(names: dict[str, int]) -> np.ndarray:
     """Returns for each number the place of its name among all, which does not depend on the order of the rows."""
     place = {name: rank for rank, name in enumerate(sorted(names))}
     return np.array([place[name] for name in names], np.int64)
 
 
-def _look_at(batch: pa.RecordBatch, fields: FieldSettings, group_key: str, stratify_key: str, with_own: bool) -> _Part:
-    text = _texts(batch, fields)
+def _look_at(
+    batch: pa.RecordBatch, settings: Settings, shuffle: Shuffle, with_own: bool
+) -> tuple[_Part, np.ndarray, list[pa.RecordBatch]]:
+    text = _texts(batch, settings)
     whole = normalised(text.whole())
-    part = _Part(hashes(whole), _prompt_hashes(whole, text), batch.nbytes)
-    if group_key:
-        values = as_text(batch.column(group_key))
+    part = _Part(hashes(whole), _prompt_hashes(whole, text))
+    if settings.group_key:
+        values = as_text(batch.column(settings.group_key))
         part.group = hashes(values.fill_null(""))[:, 0]
         part.has_group = values.is_valid().to_numpy(zero_copy_only=False)
     if with_own:
         part.own = normalised(text.own())
-    if stratify_key:
-        encoded = as_text(batch.column(stratify_key)).fill_null("").dictionary_encode()
+    if settings.stratify_key:
+        encoded = as_text(batch.column(settings.stratify_key)).fill_null("").dictionary_encode()
         part.stratum = encoded.indices.to_numpy(zero_copy_only=False)
         part.names = encoded.dictionary.to_pylist()
-    return part
+    keys = mixed(part.content[:, 1], settings.shuffle_seed)
+    return part, keys, shuffle.dealt(batch, keys)
 
 
 def _prompt_hashes(whole: pa.StringArray, text: Texts) -> np.ndarray:
@@ -185,17 +174,6 @@ def labels(rows: Rows) -> np.ndarray:
     edges = np.concatenate(joined)
     graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(numbers), len(numbers)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
-
-
-def repeats(content: np.ndarray) -> np.ndarray:
-    """Returns how many equal rows came before each row."""
-    _, same = _same_content(content)
-    order = np.argsort(same, kind="stable")
-    counts = np.bincount(same)
-    begins = np.repeat(np.cumsum(counts) - counts, counts)
-    result = np.empty(len(same), np.int64)
-    result[order] = np.arange(len(same)) - begins
-    return result
 
 
 def _same_content(content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,15 @@
 """Writing a split in shuffled order, in flat memory: rows are dealt into buckets, each put in order by itself."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llm_finetune.components.shared import tables
 
@@ -14,73 +17,100 @@ BUCKET_BYTES = 64 << 20
 MOST_BUCKETS = 256
 
 
-def write_shuffled(
-    rows: Path, outputs: list[Path], side: np.ndarray, keys: np.ndarray, size: int, scratch: Path
-) -> None:
-    """Writes the rows of each side in the order of their keys.
+class Shuffle:
+    """Rows on their way into shuffled order; a context that the buckets' files live in.
 
-    Args:
-        rows: Arrow stream with the rows; removed when they are dealt.
-        outputs: Folder to write for each side.
-        side: Number of each row's output, shape [rows].
-        keys: Uniform uint64 per row; equal keys keep the order of the dataset.
-        size: Bytes of the dataset in memory.
-        scratch: Folder for the buckets.
+    The key of a row decides its place, before it is known which side it goes to: so rows are dealt while they are read
+    for the first time.
     """
-    buckets = min(MOST_BUCKETS, -(-size // BUCKET_BYTES) or 1)
-    with pa.OSFile(str(rows)) as stream:
-        schema = pa.ipc.open_stream(stream).schema
-    place = side.astype(np.int64) * buckets + _bucket(keys, buckets)
-    if buckets == 1:
-        with pa.OSFile(str(rows)) as stream:
-            whole = pa.ipc.open_stream(stream).read_all().combine_chunks()
-        for number, output in enumerate(outputs):
-            _write(output, schema, [whole.take(pa.array(_in_order(place, number, keys)))])
-        return
-    files = [scratch / f"{number:05}.arrow" for number in range(buckets * len(outputs))]
-    _deal(rows, files, place, schema)
-    rows.unlink()
-    for number, output in enumerate(outputs):
-        parts = (
-            _sorted_bucket(files[bucket], keys[np.flatnonzero(place == bucket)])
-            for bucket in range(number * buckets, (number + 1) * buckets)
-        )
-        _write(output, schema, tables.read_ahead(parts))
+
+    def __init__(self, dataset: str | Path, scratch: Path) -> None:
+        """Chooses the number of buckets.
+
+        Args:
+            dataset: Folder with the rows that will come.
+            scratch: Folder for the buckets.
+        """
+        self.schema = tables.schema(dataset)
+        self.buckets = min(MOST_BUCKETS, _bytes_in_memory(dataset) // BUCKET_BYTES + 1)
+        self._files = [scratch / f"{number:05}.arrow" for number in range(self.buckets)]
+        self._keys: list[np.ndarray] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Opens the buckets."""
+        self._writers = [self._stack.enter_context(pa.ipc.new_file(str(file), self.schema)) for file in self._files]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the buckets."""
+        self._stack.close()
+
+    def dealt(self, batch: pa.RecordBatch, keys: np.ndarray) -> list[pa.RecordBatch]:
+        """Returns the rows for each bucket; may run in threads.
+
+        Args:
+            batch: Rows.
+            keys: Uniform uint64 per row; equal keys keep the order of the dataset.
+        """
+        bucket = _bucket(keys, self.buckets)
+        order = np.argsort(bucket, kind="stable")
+        rows = batch.take(pa.array(order))
+        bounds = np.searchsorted(bucket[order], np.arange(self.buckets + 1))
+        return [rows.slice(begin, end - begin) for begin, end in itertools.pairwise(bounds)]
+
+    def add(self, dealt: list[pa.RecordBatch], keys: np.ndarray) -> None:
+        """Puts the next rows of the dataset into their buckets.
+
+        Args:
+            dealt: What `dealt` returned.
+            keys: The same keys.
+        """
+        self._keys.append(keys)
+        for writer, rows in zip(self._writers, dealt, strict=True):
+            if rows.num_rows:
+                writer.write(rows)
+
+    def write(self, outputs: list[Path], side: np.ndarray) -> None:
+        """Writes the rows of each side in the order of their keys; comes last.
+
+        Args:
+            outputs: Folder to write for each side.
+            side: Number of each row's output, shape [rows].
+        """
+        self._stack.close()
+        with ExitStack() as stack:
+            writers = [stack.enter_context(tables.ShardWriter(output, self.schema)) for output in outputs]
+            for parts in tables.read_ahead(self._in_order(side, len(outputs))):
+                for writer, part in zip(writers, parts, strict=True):
+                    writer.write(part)
+
+    def _in_order(self, side: np.ndarray, sides: int) -> Iterator[list[pa.Table]]:
+        keys = np.concatenate(self._keys) if self._keys else np.zeros(0, np.uint64)
+        bucket = _bucket(keys, self.buckets)
+        rows = np.argsort(bucket, kind="stable")
+        bounds = np.searchsorted(bucket[rows], np.arange(self.buckets + 1))
+        for file, begin, end in zip(self._files, bounds[:-1], bounds[1:], strict=True):
+            own = rows[begin:end]
+            order = np.argsort(keys[own], kind="stable")
+            with pa.memory_map(str(file)) as stream:
+                table = pa.ipc.open_file(stream).read_all().combine_chunks()
+            file.unlink()
+            ordered = side[own][order]
+            yield [table.take(pa.array(order[ordered == number])) for number in range(sides)]
 
 
 def _bucket(keys: np.ndarray, buckets: int) -> np.ndarray:
-    return (((keys >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
+    return (((keys >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)).astype(np.uint16)
 
 
-def _deal(rows: Path, files: list[Path], place: np.ndarray, schema: pa.Schema) -> None:
-    with ExitStack() as stack:
-        stream = pa.ipc.open_stream(stack.enter_context(pa.OSFile(str(rows))))
-        writers = [stack.enter_context(pa.ipc.new_file(str(file), schema)) for file in files]
-        start = 0
-        for batch in tables.read_ahead(stream):
-            target = place[start : start + batch.num_rows]
-            order = np.argsort(target, kind="stable")
-            dealt = batch.take(pa.array(order))
-            bounds = np.searchsorted(target[order], np.arange(len(files) + 1))
-            for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
-                if end > begin:
-                    writers[number].write(dealt.slice(begin, end - begin))
-            start += batch.num_rows
-
-
-def _sorted_bucket(file: Path, keys: np.ndarray) -> pa.Table:
-    with pa.memory_map(str(file)) as stream:
-        table = pa.ipc.open_file(stream).read_all().combine_chunks()
-    file.unlink()
-    return table.take(pa.array(np.argsort(keys, kind="stable")))
-
-
-def _in_order(place: np.ndarray, number: int, keys: np.ndarray) -> np.ndarray:
-    rows = np.flatnonzero(place == number)
-    return rows[np.argsort(keys[rows], kind="stable")]
-
-
-def _write(output: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
-    with tables.ShardWriter(output, schema) as writer:
-        for part in parts:
-            writer.write(part)
+def _bytes_in_memory(dataset: str | Path) -> int:
+    """Returns about what a dataset takes in memory: Parquet holds equal texts once, so a batch is asked too."""
+    footers = [pq.read_metadata(file) for file in tables.shards(dataset)]
+    groups = (footer.row_group(number) for footer in footers for number in range(footer.num_row_groups))
+    stored = sum(group.total_byte_size for group in groups)
+    first = next(tables.batches(dataset), None)
+    rows = sum(footer.num_rows for footer in footers)
+    return max(stored, first.nbytes * rows // first.num_rows if first and first.num_rows else 0)

@@ -10,11 +10,11 @@ import numpy as np
 from llm_finetune.components.data.train_val_split import groups
 from llm_finetune.components.data.train_val_split.assign import validation_rows
 from llm_finetune.components.data.train_val_split.settings import Settings
-from llm_finetune.components.data.train_val_split.shuffle import write_shuffled
+from llm_finetune.components.data.train_val_split.shuffle import Shuffle
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import mixed
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.layouts import recognised
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.text import check_columns
 
@@ -107,6 +107,7 @@ def train_val_split(
         UserError: If a column is missing, or a side would be empty.
     """
     schema = tables.schema(clean_dataset)
+    settings = recognised(schema, settings)
     if settings.chat_key:
         check_columns(schema, settings)
     for name in ("group_key", "stratify_key"):
@@ -117,15 +118,11 @@ def train_val_split(
             )
     train_dataset, val_dataset = Path(train_dataset), Path(val_dataset)
     train_dataset.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=train_dataset.parent) as scratch:
-        copy = Path(scratch) / "rows.arrow"
-        rows = groups.read(
-            clean_dataset, settings, settings.group_key, settings.stratify_key, settings.near_threshold, copy
-        )
+    with TemporaryDirectory(dir=train_dataset.parent) as scratch, Shuffle(clean_dataset, Path(scratch)) as shuffle:
+        rows = groups.read(clean_dataset, settings, shuffle)
         labels = groups.labels(rows)
         is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed, rows.strata)
-        outputs = [train_dataset, val_dataset]
-        write_shuffled(copy, outputs, is_val, _order(rows, settings), rows.bytes, Path(scratch))
+        shuffle.write([train_dataset, val_dataset], is_val)
     sizes = np.bincount(labels)
     facts = Facts(
         train_rows=int(len(is_val) - is_val.sum()),
@@ -186,12 +183,6 @@ def _shared(hashes: np.ndarray, is_val: np.ndarray) -> np.ndarray:
     shared = np.zeros(len(is_val), bool)
     shared[is_val] = np.isin(hashes[is_val, 0], hashes[~is_val, 0])
     return shared
-
-
-def _order(rows: groups.Rows, settings: Settings) -> np.ndarray:
-    """Returns the keys that rows are shuffled by; equal rows get different ones."""
-    repeat = groups.repeats(rows.content).astype(np.uint64)
-    return mixed(rows.content[:, 1] ^ mixed(repeat, 1), settings.shuffle_seed)
 
 
 def _show(preview: str | Path, facts: Facts, settings: Settings, looked_for_pairs: bool) -> None:

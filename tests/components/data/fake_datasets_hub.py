@@ -18,6 +18,7 @@ class FakeHub:
         self.refs: dict[str, dict[str, str]] = {}
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.cards: dict[str, dict] = {}
         self.tokens_seen: set[str] = set()
         self.unknown: list[str] = []
         self.url = ""
@@ -108,7 +109,16 @@ class FakeHub:
                 elif action == "revision":
                     siblings = [{"rfilename": path} for path in files]
                     facts = {"_id": "1", "id": name, "sha": commit, "private": False, "gated": False, "disabled": False}
-                    self.send_json({**facts, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
+                    self.send_json(
+                        {
+                            **facts,
+                            "downloads": 0,
+                            "likes": 0,
+                            "tags": [],
+                            "siblings": siblings,
+                            "cardData": hub.cards.get(name),
+                        }
+                    )
                 elif action == "tree":
                     recursive = (
                         "recursive" in self.path and parse_qs(urlsplit(self.path).query)["recursive"][0] != "False"

@@ -66,7 +66,7 @@ def test_the_demo_gives_93_rows(tmp_path):
     assert val[0]["input"] == FIRST_OF_DEMO  # the same on every machine
 
 
-FIRST_OF_DEMO = "POB 19060"
+FIRST_OF_DEMO = "350 W. 22nd St., Lombard, IL 60148"
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path):
@@ -159,6 +159,17 @@ def test_whole_groups_as_near_as_possible(sizes, ratio, seed):
         sums |= {total + size for total in sums}
     best = min(abs(total - target) for total in sums if 0 < total < len(labels))
     assert abs(int(is_val.sum()) - target) == best
+
+
+def test_other_layouts_are_read_by_their_own_columns(tmp_path):
+    asked = [{"prompt": f"Ask {i // 2}", "completion": f"Answer {i}", "id": i} for i in range(60)]
+    facts, _, val = split(tmp_path, asked, near_threshold=0)
+    others = {r["prompt"] for r in asked} - {r["prompt"] for r in val}
+    assert facts.leakage.same_prompt == 2 * (30 - len(others)) - len(val)  # the rest of each pair is in training
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    facts, train, val = split(tmp_path, [{"messages": said, "id": i % 2} for i in range(4)] + [
+        {"messages": [{"role": "user", "content": "Bye"}, said[1]], "id": 9}], near_threshold=0)  # fmt: skip
+    assert facts.groups == 2 and facts.kept_together == 4 and {len(train), len(val)} == {4, 1}
 
 
 def test_buckets_give_what_one_piece_gives(tmp_path, monkeypatch):
