@@ -40,6 +40,7 @@ class Store:
         import fsspec
 
         self._system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
+        type(self._system).clear_instance_cache()  # of another test's store, at another address
         self._system.mkdir(self.bucket)
 
     def url(self, key: str) -> str:

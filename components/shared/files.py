@@ -2,9 +2,13 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from llm_finetune.components.shared.errors import UserError
 
 
 @contextlib.contextmanager
@@ -61,3 +65,21 @@ def content_hash(path: str | Path, pattern: str = "**/*") -> str:
         name = file.name if root.is_file() else file.relative_to(root).as_posix()
         whole.update(f"{name}\0{digest}\n".encode())
     return f"sha256:{whole.hexdigest()}"
+
+
+def make_writable(folder: str | Path, what: str) -> None:
+    """Makes a folder, or refuses one that cannot be written to, such as a new volume that belongs to root alone.
+
+    Args:
+        folder: The folder.
+        what: What the folder is, for the message.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written to ({error.strerror}) by user {os.getuid()}, group {os.getgid()}. Give the "
+            "volume to them, as the Job of manifests/components/writable-volumes does, or take another folder"
+        ) from error

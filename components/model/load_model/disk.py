@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,24 +47,6 @@ def check_space(folder: str | Path, needed: int, what: str) -> None:
             f"no space left on the device: {what} needs {needed / 1e9:.2f} GB for the weights and has "
             f"{free / 1e9:.2f} GB. Give the step a larger volume or ephemeral storage, or set store to reference"
         )
-
-
-def make_writable(folder: str | Path, what: str) -> None:
-    """Makes a folder, or refuses one that cannot be written to, such as a new volume that belongs to root alone.
-
-    Args:
-        folder: The folder.
-        what: What the folder is, for the message.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{what} cannot be written to ({error.strerror}) by user {os.getuid()}, group {os.getgid()}. Give the "
-            "volume to them, for instance with a Job that runs chmod g+rwxs on it as root, or take another folder"
-        ) from error
 
 
 def _link(origin: Path, target: Path) -> bool:

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from llm_finetune.components.model.load_model.disk import check_space, make_writable
+from llm_finetune.components.model.load_model.disk import check_space
 from llm_finetune.components.shared.base_model import (
     INDEX,
     SINGLE,
@@ -21,6 +21,7 @@ from llm_finetune.components.shared.base_model import (
     small_files,
 )
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import make_writable
 
 PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 

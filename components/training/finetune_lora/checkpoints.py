@@ -1,18 +1,60 @@
 """Checkpoints that are whole or not seen, in a folder that belongs to one training."""
 
+import fcntl
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformers.trainer_utils import sort_checkpoints
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.files import make_writable, write_text
 
 FINGERPRINT = "fingerprint.json"
 SEAL = "files.json"
+LOCK = "lock"
+WAIT_SECONDS = 60.0  # a pod that is being replaced may not have ended yet
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other trainings out of a checkpoint folder while the block runs.
+
+    Args:
+        folder: Checkpoint folder; made if absent.
+
+    Raises:
+        UserError: If it can't be written to, or another training does not leave it in time.
+    """
+    make_writable(folder, f"the checkpoint folder {folder}")
+    with (folder / LOCK).open("a") as lock:
+        waited = 0.0
+        while not _locked(lock):
+            if waited >= WAIT_SECONDS:
+                raise UserError(
+                    f"another training is writing its checkpoints to {folder}: wait for its end, or choose another "
+                    "checkpoint_folder"
+                )
+            if not waited:
+                print(f"waiting for another training to leave {folder}", flush=True)
+            time.sleep(1)
+            waited += 1
+        yield
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network volumes have no locks
+        print(f"{lock.name} can't be locked ({error.strerror}): let no two trainings write there at once", flush=True)
+    return True
 
 
 def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -74,13 +116,14 @@ def latest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
     torn: list[Path] = []
     for name in reversed(sort_checkpoints(str(folder)) if folder.exists() else []):
         checkpoint = Path(name)
-        if _is_whole(checkpoint):
+        if is_whole(checkpoint):
             return checkpoint, torn
         torn.append(checkpoint)
     return None, torn
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Tells whether a checkpoint has all its files, each of its recorded size."""
     try:
         sizes = json.loads((checkpoint / SEAL).read_text())
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())

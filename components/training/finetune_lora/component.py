@@ -62,7 +62,8 @@ def finetune_lora(
         weight_decay: AdamW's weight decay.
         max_grad_norm: Gradients are scaled down to this norm.
         early_stopping_patience: Stop after so many validations without a better loss and keep the best; 0 never stops.
-        checkpoint_folder: Folder that outlives the pod; training resumes from its latest checkpoint, and refuses those
+        checkpoint_folder: Folder that outlives the pod, or a place in an object store (s3://, gs://) that a copy of
+            every checkpoint is sent to; training resumes from its latest checkpoint, and refuses those
             of other data, another model or other settings. Empty keeps none.
         checkpoint_root: Where no checkpoint_folder is given, folder that outlives the pod and holds one of its own for
             every training, named after data, model and settings.

@@ -20,6 +20,7 @@ class Job(BaseModel):
         loss_curve: HTML page to write.
         training_logs: Folder for TensorBoard's event files; None writes none.
         checkpoints: Folder of checkpoints.
+        remote_checkpoints: URI in an object store that holds a copy of that folder; empty for none.
         resume_from: Checkpoint to go on from; None for a fresh start.
         scratch: Folder that lasts as long as the training.
         settings: The card's settings.
@@ -36,6 +37,7 @@ class Job(BaseModel):
     loss_curve: Path
     training_logs: Path | None
     checkpoints: Path
+    remote_checkpoints: str
     resume_from: Path | None
     scratch: Path
     settings: Settings

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.object_stores import is_remote
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts
 from llm_finetune.components.training.finetune_lora.launch import launch, processes_of
+from llm_finetune.components.training.finetune_lora.remote import RemoteCheckpoints, local_folder
 from llm_finetune.components.training.finetune_lora.settings import Settings
 from llm_finetune.components.training.finetune_lora.training import train
 
@@ -62,11 +66,11 @@ def finetune_lora(
         UserError: If the inputs do not fit each other, or the loss is not finite.
     """
     processes = processes_of(settings.processes)
-    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch, ExitStack() as stack:
         deciding = settings.model_dump(exclude=NOT_DECIDING) | {"processes": processes, "load_in_4bit": load_in_4bit}
         deciding = {"package_version": PACKAGE_VERSION, **(fingerprint or {}), **deciding}
-        folder = _checkpoint_folder(settings, deciding) or Path(scratch) / "checkpoints"
-        checkpoints.claim(folder, deciding)
+        place = _checkpoint_place(settings, deciding) or f"{scratch}/checkpoints"
+        folder = stack.enter_context(_held(place, deciding))
         job = Job(
             base_model=Path(model_config),
             lora_config=Path(lora_config),
@@ -76,6 +80,7 @@ def finetune_lora(
             loss_curve=Path(loss_curve),
             training_logs=Path(training_logs) if training_logs else None,
             checkpoints=folder,
+            remote_checkpoints=place if is_remote(place) else "",
             resume_from=_resume_point(folder),
             scratch=Path(scratch),
             settings=settings,
@@ -85,11 +90,27 @@ def finetune_lora(
         return _train_in(processes, job) if max(processes, torch.cuda.device_count()) > 1 else train(job)
 
 
-def _checkpoint_folder(settings: Settings, deciding: dict[str, Any]) -> Path | None:
+def _checkpoint_place(settings: Settings, deciding: dict[str, Any]) -> str:
     if settings.checkpoint_folder or not settings.checkpoint_root:
-        return Path(settings.checkpoint_folder) if settings.checkpoint_folder else None
+        return settings.checkpoint_folder
     name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(settings.checkpoint_root) / name
+    return f"{settings.checkpoint_root.rstrip('/')}/{name}"
+
+
+@contextmanager
+def _held(place: str, deciding: dict[str, Any]) -> Iterator[Path]:
+    """Makes a checkpoint folder this training's own while it runs; of one in an object store, its copy here."""
+    if not is_remote(place):
+        with checkpoints.held(Path(place)):
+            checkpoints.claim(Path(place), deciding)
+            yield Path(place)
+        return
+    folder, remote = local_folder(place), RemoteCheckpoints(place)
+    with checkpoints.held(folder):
+        remote.fetch(folder)
+        checkpoints.claim(folder, deciding)
+        yield folder
+        shutil.rmtree(folder)
 
 
 def _train_in(processes: int, job: Job) -> TrainFacts:
