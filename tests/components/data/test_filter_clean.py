@@ -1,50 +1,19 @@
+"""Filter & Clean: why rows are dropped, what is repaired in the others, and the layouts that it takes."""
+
 import json
-import re
-import unicodedata
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from filter_clean_rows import clean, refused, row, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from llm_finetune.components.data.filter_clean import component, contamination, step
+from llm_finetune.components.data.filter_clean import component, step
 from llm_finetune.components.data.filter_clean.worker import LONGEST_COUNTED
-from llm_finetune.components.shared import pii, tables
 from llm_finetune.components.shared.charts import histogram
-from llm_finetune.components.shared.duplicates import NearDuplicates, SeenHashes, hashes, normalised
 from llm_finetune.components.shared.errors import UserError
-
-
-def row(instruction="Say something long enough", input="", output="something", **more) -> dict:
-    return {"instruction": instruction, "input": input, "output": output, **more}
-
-
-def write(path: Path, rows: list[dict] | pa.Table) -> Path:
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
-    with tables.ShardWriter(path, table.schema) as writer:
-        for batch in table.to_batches():
-            writer.write(batch)
-    return path
-
-
-def clean(tmp_path: Path, rows: list[dict] | pa.Table, **chosen) -> tuple[step.Facts, list[dict], list[dict]]:
-    outputs = (tmp_path / "clean", tmp_path / "dropped", tmp_path / "page.html")
-    facts = step.filter_clean(write(tmp_path / "raw", rows), *outputs, step.Settings.of(chosen))
-    kept, dropped = ([row for batch in tables.batches(folder) for row in batch.to_pylist()] for folder in outputs[:2])
-    assert (facts.rows, facts.rows_in) == (len(kept), len(kept) + len(dropped))
-    assert facts.dropped == {r: n for r, n in Counter(r["reason"] for r in dropped).items()}
-    return facts, kept, dropped
-
-
-def refused(tmp_path: Path, rows: list[dict], **chosen) -> str:
-    with pytest.raises(UserError) as caught:
-        clean(tmp_path, rows, **chosen)
-    assert not (tmp_path / "clean").exists() and not (tmp_path / "dropped").exists()
-    return str(caught.value)
 
 
 def test_every_reason(tmp_path):
@@ -132,58 +101,6 @@ def test_a_reason_column_of_the_data_is_kept(tmp_path):
     assert (dropped[0]["source_reason"], dropped[0]["reason"]) == ("theirs", "missing_output")
 
 
-def test_near_duplicates(tmp_path):
-    words = [f"word{i}" for i in range(200)]
-    rng = np.random.default_rng(0)
-    originals = [" ".join(rng.choice(words, 40)) for _ in range(100)]
-    copies = [text + " and one more" for text in originals[:30]]
-    rows = [row("The same task in every row", text, "done") for text in originals + copies]
-    exact, _, _ = clean(tmp_path, rows)
-    assert exact.rows == 130
-    facts, _, dropped = clean(tmp_path, rows, dedup="near")
-    assert facts.dropped == {"near_duplicate": 30}
-    assert [r["input"] for r in dropped] == copies
-    assert clean(tmp_path, rows, dedup="near", near_threshold=1.0)[0].rows == 130
-
-
-def planted_pairs(count: int) -> tuple[list[str], dict[tuple[int, int], float]]:
-    """Returns texts, the second half variants of the first, and how alike each pair truly is."""
-    rng = np.random.default_rng(1)
-    vocabulary = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(3, 9))) for _ in range(2000)]
-    originals = [list(rng.choice(vocabulary, 60)) for _ in range(count)]
-    variants = [list(words) for words in originals]
-    for words in variants:
-        for place in rng.choice(60, rng.integers(0, 12), replace=False):
-            words[place] = rng.choice(vocabulary)
-    texts = [" ".join(words) for words in originals + variants]
-    shingles = [{text[i : i + 5] for i in range(len(text) - 4)} for text in texts]
-    return texts, {
-        (i, i + count): len(shingles[i] & shingles[i + count]) / len(shingles[i] | shingles[i + count])
-        for i in range(count)
-    }
-
-
-def test_near_duplicates_are_found_and_nothing_else():
-    texts, similarity = planted_pairs(150)
-    wanted = {pair for pair, true in similarity.items() if true >= 0.8}
-    assert 40 < len(wanted) < 110  # the set has pairs on both sides of the threshold
-    near, found = NearDuplicates(0.8), {}
-    for row, sketch in enumerate(near.signatures(normalised(pa.array(texts)))):
-        found |= {(other, row): alike for other, alike in near.similar(sketch, 0.8)}
-        near.insert(row, sketch)
-    recall, precision = len(wanted & set(found)) / len(wanted), len(wanted & set(found)) / len(found)
-    print(f"recall {recall:.3f}, precision {precision:.3f} at Jaccard 0.8")
-    assert recall >= 0.95 and precision >= 0.98
-    assert all(alike == pytest.approx(similarity[pair]) for pair, alike in found.items())
-
-
-def test_near_pairs_are_shown(tmp_path):
-    text = "a text that is long enough to be compared with others of its kind"
-    clean(tmp_path, [row(text, "", "yes"), row(text + "s", "", "yes")], dedup="near")
-    page = (tmp_path / "page.html").read_text()
-    assert "what stays in its stead" in page and f"{text}s → yes" in page
-
-
 def test_control_characters_and_broken_unicode_are_repaired(tmp_path):
     broken = "schÃ¶n \x00\x1b[31mred\x1b[0m \uff21\uff22\ufeff “a &amp; b”\r\nend \x7f"
     mended = "schÃ¶n red \uff21\uff22 “a &amp; b”\r\nend"
@@ -208,40 +125,6 @@ def test_languages(tmp_path):
     facts, kept, _ = clean(tmp_path, rows, languages="en, DE")
     assert kept == [rows[0], rows[1], rows[3]] and facts.dropped == {"language": 1}
     assert "'xx' is no language" in refused(tmp_path / "none", rows, languages="en,xx")
-
-
-QUESTION = "A train leaves the station at nine and travels at sixty miles per hour; when does it arrive in the city?"
-
-
-def test_rows_of_evaluation_sets_are_dropped(tmp_path):
-    held_out = tmp_path / "held_out.jsonl"
-    held_out.write_text("".join(json.dumps(r) + "\n" for r in (
-        {"question": QUESTION, "choices": ["at ten", "one two three four five six seven eight nine ten eleven twelve thirteen"]},
-        {"question": "Too short to tell", "choices": ["yes"]},
-    )))  # fmt: skip
-    rows = [
-        row("Solve this: " + QUESTION.upper().replace(" ", " , "), "", "noon"),
-        row("A train leaves the station at nine and travels at sixty miles", "", "noon"),
-        row("Count:", "", "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen!"),
-        row("Something else altogether", "", "yes"),
-    ]
-    facts, kept, _ = clean(tmp_path, rows, eval_sets=[str(held_out)])
-    assert kept == [rows[1], rows[3]] and facts.dropped == {"contaminated": 2}
-    named = {"source_type": "jsonl_path", "jsonl_path": str(held_out)}
-    assert clean(tmp_path, rows, eval_sets=[named], eval_words=8)[0].rows == 1
-    message = refused(tmp_path / "none", rows, eval_sets=[str(held_out)], eval_words=50)
-    assert "has 50 words" in message and "lower eval_words" in message
-    assert "nowhere.jsonl" in refused(tmp_path / "none", rows, eval_sets=["./nowhere.jsonl"])
-    with pytest.raises(UserError, match="jsonl_pathh"):
-        step.Settings.of({"eval_sets": [{"jsonl_pathh": "x"}]})
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.text("abc .,Ä", max_size=20), max_size=8), st.integers(2, 4))
-def test_runs_of_words_are_those_of_python(texts, length):
-    _, row = contamination.runs_of_words(pa.array(texts, pa.string()), length)
-    words = [re.findall(r"\w+", unicodedata.normalize("NFKC", text)) for text in texts]
-    assert np.bincount(row, minlength=len(texts)).tolist() == [max(len(w) - length + 1, 0) for w in words]
 
 
 def test_layouts_are_recognised_and_sharegpt_becomes_messages(tmp_path):
@@ -275,112 +158,6 @@ def test_rows_of_another_layout_are_refused(tmp_path):
     assert "columns of two layouts, 'messages' and 'prompt + completion'" in refused(tmp_path / "b", both)
 
 
-PERSONAL = (
-    "Write to jane.doe+x@mail.example.co.uk, call (312) 555-0142 or +49 30 901820; card 4111 1111 1111 1111, "
-    "IBAN DE89 3704 0044 0532 0130 00 END, hosts 192.168.0.17 and 2001:db8::8a2e:370:7334; "
-    f"tokens ghp_{'a1B2' * 9} and hf_{'abcdEFGH' * 4}zz."
-)
-REDACTED = (
-    "Write to [EMAIL], call [PHONE] or [PHONE]; card [CARD], IBAN [IBAN] END, hosts [IP] and [IP]; "
-    "tokens [SECRET] and [SECRET]."
-)
-FOUND = {"secret": 2, "email": 1, "iban": 1, "card": 1, "ip": 2, "phone": 2}
-# One of each service, put together here so that no scanner takes this file for a leak.
-SECRETS = [
-    "AKIA" + "IOSFODNN7EXAMPLE",
-    "aws_secret_key = '" + "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY" + "'",
-    "AccountKey=" + "a" * 86 + "==",
-    "https://user:" + "hunter2@host.example/x",
-    "M" + "TAw" * 8 + ".Gabcde." + "x" * 27,
-    "gho_" + "a1B2" * 9,
-    "glpat-" + "a1B2" * 5,
-    "eyJ" + "hbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dozjgNryP4J3jVmNHl0w5N",
-    "0123456789abcdef" * 2 + "-us12",
-    "//registry.example/:_authToken=" + "npm_" + "a" * 36,
-    "sk-" + "a" * 20 + "T3BlbkFJ" + "b" * 20,
-    "pypi-AgEIcHlwaS5vcmc" + "a" * 70,
-    "SG." + "a" * 22 + "." + "b" * 43,
-    "xoxb-" + "123-456-abc",
-    "https://hooks.slack.com/services/" + "T0AAA/B0BBB/ccc",
-    "sq0csp-" + "a" * 43,
-    "sk_live_" + "a1B2" * 6,
-    "12345678:" + "a" * 35,
-    "AC" + "a1" * 16,
-    "hf_" + "aB" * 17,
-    "AIza" + "a" * 35,
-    "-----BEGIN RSA PRIVATE KEY-----\nMIIE+/=\nabc\n-----END RSA PRIVATE KEY-----",
-]
-
-
-@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret[:8])
-def test_secrets_of_every_service_are_found_whole(secret):
-    text, counts = f"see {secret} .", Counter()
-    redacted = pii.PersonalData().redacted(text, counts)
-    assert counts == {"secret": 1} and redacted in (
-        "see [SECRET] .",
-        "see https[SECRET]host.example/x .",
-        "see [SECRET]' .",
-        "see [SECRET]",
-    )
-    assert pii.PersonalData().count(pa.array([text])) == {"secret": 1}
-
-
-HARMLESS = [
-    "Chicago, IL 60657-1234, 1817 W. Oakdale",
-    "4111 1111 1111 1112",
-    "DE89 3704 0044 0532 0130 01",
-    "version 1.2.3, 300.1.1.1 and 1.2.3.4.5",
-    "std::vector at 12:30:45 on 2024-01-02",
-    "user@host and a @ b",
-    "3.14159265358979 and 123456789012",
-    "400 401 402 403 404 405 406 407 408 409",
-    "+1 999 999 9999 and (123) 456-7890 are in no numbering plan",
-    "999.10.10.10 and 1:2:3:4:5:6:7:8:9",
-    "desk-top, task-list, risk-free",
-    "password = os.environ['PASSWORD']",
-]
-
-
-def test_personal_data_is_counted_and_redacted(tmp_path):
-    rows = [row(PERSONAL, note=PERSONAL, nested=[{"deep": PERSONAL}]), row(output="", note="a@b.com")]
-    facts, kept, _ = clean(tmp_path, rows)
-    assert facts.personal_data == FOUND and kept[0]["instruction"] == PERSONAL
-    facts, kept, dropped = clean(tmp_path, rows, pii="redact")
-    assert facts.personal_data == FOUND
-    assert kept == [row(REDACTED, note=REDACTED, nested=[{"deep": REDACTED}])]
-    assert dropped[0]["note"] == "[EMAIL]"
-    assert "555-0142" not in (tmp_path / "page.html").read_text()
-    assert clean(tmp_path, rows, pii="off")[0].personal_data == {}
-
-
-@pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_not_personal_data(text):
-    counts = Counter()
-    assert pii.PersonalData().redacted(text, counts) == text and not counts
-
-
-def test_phone_numbers_of_another_country():
-    german, counts = pii.PersonalData("DE"), Counter()
-    assert german.redacted("Tel. 030 901820 und 030/901821, am 12.03.2024", counts).startswith(
-        "Tel. [PHONE] und [PHONE]"
-    )
-    assert german.count(pa.array(["Tel. 030 901820"])) == {"phone": 1} and not pii.PersonalData().count(
-        pa.array(["030 901820"])
-    )
-
-
-def test_a_country_that_does_not_exist_is_refused(tmp_path):
-    assert "phone_region = 'XX'" in refused(tmp_path, [row()], phone_region="XX")
-
-
-def test_quick_search_misses_nothing():
-    texts = PERSONAL.split(",") + PERSONAL.split(" ")
-    slow = Counter()
-    for text in texts:
-        pii.PersonalData().redacted(text, slow)
-    assert pii.PersonalData().count(pa.array(texts)) == slow
-
-
 def test_conversations(tmp_path):
     def said(*turns):
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -398,30 +175,6 @@ def test_conversations(tmp_path):
     assert kept == [rows[0], said(("user", "Hello there, you"), ("assistant", "Hi, [EMAIL]"))]
     assert facts.dropped == {"missing_output": 2, "bad_conversation": 1, "too_short": 1, "duplicate": 1}
     assert facts.personal_data == {"email": 1}
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=20))
-def test_normalisation_is_that_of_python(texts):
-    got = normalised(pa.array(texts, pa.string())).to_pylist()
-    for text, value in zip(texts, got, strict=True):
-        assert re.sub("[\t\n\x0b\x0c\r ]+", " ", value) == value
-        if text.isascii():
-            assert value == re.sub("[\t\n\x0b\x0c\r ]+", " ", text.lower())
-        else:
-            folded = unicodedata.normalize("NFKC", text)
-            assert value == normalised(pa.array([folded])).to_pylist()[0]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=8), max_size=12))
-def test_seen_hashes_is_a_set(batches):
-    seen, known = SeenHashes(), set()
-    for batch in batches:
-        again = seen.add(hashes(pa.array(batch, pa.string())))
-        for text, was in zip(batch, again, strict=True):
-            assert was == (text in known)
-            known.add(text)
 
 
 values = (

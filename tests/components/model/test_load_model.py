@@ -1,59 +1,26 @@
-"""Load Base Model: from folders and from a Hub, what it counts, and what it refuses."""
+"""Load Base Model from folders: what it stores, what it counts, and what it refuses."""
 
 import inspect
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import safetensors.numpy
-from fake_hub import COMMIT, FakeHub, serving
-from huggingface_hub import constants
 from kfp import dsl
+from load_model_folder import fixture_original, load  # noqa: F401
 from tiny import tiny_model
 
 from llm_finetune.components.model.load_model import component, disk, step
 from llm_finetune.components.model.load_model.headers import Tensor, count_parameters
-from llm_finetune.components.shared.base_model import DownloadLines, resolve
+from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_model(tmp_path_factory.mktemp("original") / "model", dtype="bfloat16")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
-    (folder / "LICENSE").write_text("Apache License")
-    (folder / "model.bin").write_bytes(b"pickle")  # beside safetensors: passed over
-    return folder
 
 
 @pytest.fixture
 def model(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "model")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, original: Path) -> FakeHub:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with serving() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        running.repos["org/tiny"] = original
-        yield running
-
-
-def load(tmp_path: Path, name: object, **settings: object) -> step.ModelFacts:
-    chosen = step.Settings(model_name=str(name), cache_dir=str(tmp_path / "cache"), **settings)
-    return step.load_model(tmp_path / "model_config", tmp_path / "summary.md", chosen)
-
-
-def parameters(folder: Path) -> int:
-    return sum(value.size for value in safetensors.numpy.load_file(folder / "model.safetensors").values())
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -191,12 +158,19 @@ def test_a_file_that_stores_tied_weights_twice_and_old_buffers() -> None:
     assert count_parameters(tensors, tied=False) == 80
 
 
+def test_code_in_the_repository_of_a_model_that_transformers_has_is_passed_over(model: Path, tmp_path: Path) -> None:
+    edit_config(model, auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})
+    assert load(tmp_path, model).architecture == "LlamaForCausalLM"
+    assert not list((tmp_path / "model_config").glob("*.py"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM, not a causal language model"),
         ({"architectures": None}, "a model without an architecture"),
-        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "never runs such code"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "internlm2"}, "never runs such code"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "architectures": ["OurForCausalLM"]}, "never runs such code"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantised \(gptq\)"),
     ],
 )
@@ -243,102 +217,6 @@ def test_names_that_lead_nowhere(tmp_path: Path, name: str, message: str) -> Non
         load(tmp_path, name)
 
 
-def test_from_the_hub(hub: FakeHub, original: Path, tmp_path: Path) -> None:
-    facts = load(tmp_path, "org/tiny", revision="main")
-    assert (facts.model_name, facts.revision, facts.licence) == ("org/tiny", COMMIT, "apache-2.0")
-    assert facts.total_parameters == 125248
-    stored = tmp_path / "model_config"
-    assert (stored / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
-    assert not (stored / "model.safetensors").is_symlink()
-    assert not any("model.bin" in request for request in hub.requests)
-
-
-def test_a_reference_to_the_hub_leaves_the_weights_in_the_cache_and_is_resolved_from_it_alone(
-    hub: FakeHub, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    facts = load(tmp_path, "org/tiny", store="reference")
-    assert (facts.total_parameters, facts.dtype) == (125248, "bfloat16")
-    assert facts.content_hash == load(tmp_path / "copy", "org/tiny").content_hash
-    assert not list((tmp_path / "model_config").glob("*.safetensors"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
-    folder, revision = resolve(tmp_path / "model_config")
-    assert (revision, hub.requests) == (COMMIT, [])
-    assert (Path(folder) / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(UserError, match=r"does not hold all of org/tiny .* mount the same volume here; if it was emp"):
-        resolve(tmp_path / "model_config")
-
-
-def test_the_cache_serves_when_the_hub_is_gone(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load(tmp_path, "org/tiny")
-    sent = hub.sent
-    hub.broken = 503
-    assert load(tmp_path, "org/tiny") == first
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
-    assert load(tmp_path, "org/tiny") == first
-    assert (hub.sent, hub.requests) == (sent, [])
-    with pytest.raises(UserError, match=r"org/other is out of reach and the cache does not hold all of org/other"):
-        load(tmp_path, "org/other")
-
-
-def test_gated_models_need_a_token_that_is_let_in(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.gated.add("org/tiny")
-    hub.tokens.add("hf_right")
-    with pytest.raises(UserError, match=r"org/tiny is gated, and no token was sent \(set HF_TOKEN"):
-        load(tmp_path, "org/tiny")
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(UserError, match=r"token in HF_TOKEN has no access.*Accept its terms") as refused:
-        load(tmp_path, "org/tiny")
-    assert "hf_wrong" not in str(refused.value)
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    load(tmp_path, "org/tiny")
-    written = [file.read_bytes() for file in (tmp_path / "model_config").iterdir()]
-    assert not any(b"hf_right" in content for content in written)
-
-
-def test_what_is_missing_on_the_hub(hub: FakeHub, original: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model 'org/none' at http"):
-        load(tmp_path, "org/none")
-    with pytest.raises(UserError, match=r"org/tiny has no revision 'v9'"):
-        load(tmp_path, "org/tiny", revision="v9")
-    hub.repos["org/pickled"] = tmp_path / "pickled"
-    shutil.copytree(original, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match=r"org/pickled has its weights only as model.bin"):
-        load(tmp_path, "org/pickled")
-
-
-def test_a_download_that_does_not_fit_is_not_begun(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(UserError, match="no space left on the device: cache_dir"):
-        load(tmp_path, "org/tiny")
-    assert not any((tmp_path / "cache").rglob("model.safetensors"))
-
-
-def test_a_volume_that_cannot_be_written_to_is_told_before_the_download(hub: FakeHub, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("no folder")
-    with pytest.raises(UserError, match=r"cache_dir = '.*cache' cannot be written to .* by user \d+, group \d+"):
-        load(tmp_path, "org/tiny")
-    assert hub.requests == []
-
-
-def test_a_download_reports_its_progress_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with DownloadLines(desc="Reconstructing", total=0, unit="B", mininterval=0) as bar:
-        bar.total = 40_000_000
-        bar.update(10_000_000)
-        bar.update(30_000_000)
-    written = capsys.readouterr()
-    lines = written.out.splitlines()
-    assert lines[0].startswith("progress: download 10/40 MB")
-    assert lines[-1].startswith("progress: download 40/40 MB")
-    assert written.err == ""
-
-
 def test_the_card_writes_metadata_and_explains_mistakes(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,26 +234,3 @@ def test_the_card_writes_metadata_and_explains_mistakes(
         component.load_model.python_func(**artifacts, model_name="/nowhere")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: model_name = '/nowhere': there is no such folder\n"
-
-
-def test_no_torch_and_the_endpoint_of_the_environment(original: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys; from llm_finetune.components.model.load_model import step\n"
-        "settings = step.Settings(model_name='org/tiny', cache_dir=sys.argv[1] + '/cache')\n"
-        "facts = step.load_model(sys.argv[1] + '/out', sys.argv[1] + '/summary.md', settings)\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
-        "print(facts.total_parameters)"
-    )
-    with serving() as hub:
-        hub.repos["org/tiny"] = original
-        result = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)],
-            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "125248"
-    assert result.stdout.splitlines()[0] == "downloading 1 weight files of org/tiny, 0.00 GB"
-    assert result.stderr.strip() == ""
