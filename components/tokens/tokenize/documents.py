@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from tokenizers import Encoding
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
@@ -71,7 +72,7 @@ def joined(parts: Sequence[Documents]) -> Documents:
 
 
 def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
-    """Tokenises a split; the next batch is encoded while the caller works on this one.
+    """Tokenises a split; the next batch is encoded while this one's tokens are gathered, and the last one worked on.
 
     Args:
         source: Folder of rows with `prompt` and `completion`, or with `messages` (and `tools`).
@@ -82,10 +83,28 @@ def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bo
     Yields:
         Documents, in the split's order.
     """
-    yield from tables.read_ahead(_encoded(source, split, vocabulary, every_answer))
+    yield from tables.read_ahead(_gathered(source, split, vocabulary, every_answer))
 
 
-def _encoded(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
+def _gathered(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
+    first = 0
+    for encoded in tables.read_ahead(_encoded(source, split, vocabulary, every_answer)):
+        documents = _documents(encoded, first, vocabulary)
+        _refuse_unknown_ids(documents, split, vocabulary)
+        yield documents
+        first += len(encoded.rows)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch whose texts are encoded, its tokens still the encoder's own."""
+
+    rows: list[RenderedRow]
+    prompts: list[Encoding]
+    completions: list[tuple[Encoding, int]]
+
+
+def _encoded(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[_Encoded]:
     names, first = tables.schema(source).names, 0
     columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
     for batch in tables.batches(source, columns, rows=ROWS_PER_BATCH):
@@ -94,9 +113,8 @@ def _encoded(source: Path, split: str, vocabulary: Vocabulary, every_answer: boo
             rows = [RenderedRow(vocabulary.bos + prompt, completion) for prompt, completion in texts]
         else:
             rows = list(_conversations(batch, first, split, vocabulary.tokenizer, every_answer))
-        documents = _documents(rows, first, vocabulary)
-        _refuse_unknown_ids(documents, split, vocabulary)
-        yield documents
+        prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
+        yield _Encoded(rows, prompts, vocabulary.encode_behind([row.completion for row in rows], prompts))
         first += batch.num_rows
 
 
@@ -110,14 +128,13 @@ def _conversations(
             raise UserError(f"row {row} of the {split} split: {error}") from error
 
 
-def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
-    prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
-    completions = vocabulary.encode_completions([row.completion for row in rows], prompts)
+def _documents(encoded: _Encoded, first: int, vocabulary: Vocabulary) -> Documents:
+    rows, prompts = encoded.rows, encoded.prompts
     ids, ends, answers = array("i"), [0], []
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for prompt, completion in zip(prompts, encoded.completions, strict=True):
         ids.fromlist(prompt.ids)
         answers.append(len(ids))
-        ids.fromlist(completion)
+        ids.fromlist(vocabulary.completion_ids(completion))
         ends.append(len(ids))
     flat = np.frombuffer(ids, np.int32)
     labels = flat.copy()

@@ -57,23 +57,29 @@ class Vocabulary:
         encodings: list[Encoding] = encode(texts, add_special_tokens=False)
         return encodings
 
-    def encode_completions(self, texts: list[str], prompts: list[Encoding]) -> list[list[int]]:
-        """Encodes texts that continue a prompt; each ends with its end-of-turn token.
-
-        That is the special token that a chat template wrote at the text's end, or else the end-of-sequence token.
+    def encode_behind(self, texts: list[str], prompts: list[Encoding]) -> list[tuple[Encoding, int]]:
+        """Encodes texts that continue a prompt.
 
         Args:
             texts: The texts.
             prompts: The prompt of each.
 
         Returns:
-            Ids per text.
+            Per text its encoding, and how many tokens of that come before the text.
         """
         anchors = [self._anchor_behind(prompt) for prompt in prompts] if self.anchor else [""] * len(texts)
         cuts = {anchor: len(self.encode([anchor])[0]) for anchor in set(anchors)}
         rows = self.encode([anchor + text for anchor, text in zip(anchors, texts, strict=True)])
-        ids = [row.ids[cuts[anchor] :] for row, anchor in zip(rows, anchors, strict=True)]
-        return [row if row and row[-1] in self.special_ids else [*row, self.tokenizer.eos_token_id] for row in ids]
+        return [(row, cuts[anchor]) for row, anchor in zip(rows, anchors, strict=True)]
+
+    def completion_ids(self, encoded: tuple[Encoding, int]) -> list[int]:
+        """Returns the ids of a text that `encode_behind` encoded, up to its end-of-turn token.
+
+        That is the special token that a chat template wrote at the text's end, or else the end-of-sequence token.
+        """
+        encoding, cut = encoded
+        ids: list[int] = encoding.ids[cut:]
+        return ids if ids and ids[-1] in self.special_ids else [*ids, self.tokenizer.eos_token_id]
 
     def _anchor_behind(self, prompt: Encoding) -> str:
         if not len(prompt):
@@ -105,6 +111,9 @@ def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
         raise UserError(f"{model!r} has only a slow tokenizer; add a tokenizer.json to the model's files")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {model!r} has no end-of-sequence token, so the model could never stop")
+    # A tokenizer.json may bring both along, and documents would be cut without a word.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     bos = tokenizer.bos_token if _adds_bos(tokenizer) else ""
     if chat_template is not None:
         tokenizer.chat_template = ("{{ bos_token }}" if bos else "") + chat_template

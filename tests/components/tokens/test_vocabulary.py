@@ -1,8 +1,11 @@
 """Prompt and completion are encoded apart; together they are the text, whatever the tokenizer does at its beginning."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from tokenizers_by_family import FAMILIES, family_tokenizer
 
 from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary, load_vocabulary
@@ -16,7 +19,7 @@ def vocabularies(tmp_path_factory) -> dict[str, Vocabulary]:
 
 def ids_of(vocabulary: Vocabulary, prompt: str, completion: str) -> list[int]:
     prompts = vocabulary.encode([prompt])
-    return prompts[0].ids + vocabulary.encode_completions([completion], prompts)[0]
+    return prompts[0].ids + vocabulary.completion_ids(vocabulary.encode_behind([completion], prompts)[0])
 
 
 @settings(max_examples=25, deadline=None)
@@ -52,3 +55,20 @@ def test_a_chat_template_without_a_beginning_token_gets_one_where_the_tokenizer_
     assert load_vocabulary(str(folder), None).tokenizer.chat_template == "{{ bos_token }}" + own
     folder = family_tokenizer(tmp_path / "llama", "llama")
     assert load_vocabulary(str(folder), None).tokenizer.chat_template == (folder / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("family", ["qwen", "tinyllama"])
+def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tmp_path, family):
+    folder = family_tokenizer(tmp_path / "saved", family)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    backend.save(str(folder / "tokenizer.json"))
+    vocabulary = load_vocabulary(str(folder), "{{ messages }}")
+    text = "one two three four five six"
+    for with_offsets in (False, True):
+        ids = vocabulary.encode([text], with_offsets)[0].ids
+        assert vocabulary.tokenizer.decode(ids, skip_special_tokens=False).strip() == text
+    vocabulary.tokenizer.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None
