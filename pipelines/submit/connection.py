@@ -15,23 +15,46 @@ from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH, Se
 from kfp_server_api import ApiException, Configuration, V2beta1GetHealthzResponse
 
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.pipelines.submit.network import barred, certificates, take_proxy, untrusted
 
 COOKIE = "KUBEFLOW_SESSION_COOKIE"
 AUDIENCE = "pipelines.kubeflow.org"
 PAUSE_SECONDS = 0.5  # before the second try; doubled for each further one
 GATEWAY_TROUBLE = (429, 502, 503, 504)
+# Seconds for a connection, and for an answer: what was lost on the way is not waited for without end.
+CONNECT_SECONDS, READ_SECONDS, WRITE_SECONDS = 10, 30, 300
+
+
+class OutOfReach(UserError):
+    """The API does not answer, which may pass."""
+
+
+class NotLetIn(UserError):
+    """The API does not accept who asks, which a new token may change."""
 
 
 class _Client(kfp.Client):
     """The kfp client, made to outlive a gateway's hiccup and not to follow a redirect to a login page."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        rest = self._healthz_api.api_client.rest_client
+        ask = rest.request
+
+        def ask_in_time(method: str, *args: Any, **kwargs: Any) -> Any:
+            read = READ_SECONDS if method == "GET" else WRITE_SECONDS
+            return ask(method, *args, **kwargs | {"_request_timeout": (CONNECT_SECONDS, read)})
+
+        rest.request = ask_in_time
+
     def _load_config(self, *args: Any, **kwargs: Any) -> Configuration:
         config = super()._load_config(*args, **kwargs)
         # Only requests that change nothing are repeated here; see `Connection.create`.
         config.retries = urllib3.Retry(
-            total=6, redirect=False, status_forcelist=GATEWAY_TROUBLE, backoff_factor=PAUSE_SECONDS,
+            total=6, other=0, redirect=False, status_forcelist=GATEWAY_TROUBLE, backoff_factor=PAUSE_SECONDS,
             raise_on_status=False,
         )  # fmt: skip
+        take_proxy(config)
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> V2beta1GetHealthzResponse:
@@ -63,17 +86,20 @@ class Connection:
             what: What is being done, such as `creating the run`.
 
         Raises:
-            UserError: If it is refused or the API is out of reach.
+            OutOfReach: If the API does not answer, or its gateway or database is in trouble.
+            NotLetIn: If it does not accept who asks.
+            UserError: If it refuses for another reason.
         """
         try:
             yield
         except ApiException as error:
-            raise UserError(self._refusal(what, error)) from error
+            raise self._refusal(what, error) from error
         except urllib3.exceptions.HTTPError as error:
-            raise UserError(
-                f"{self.host} is out of reach ({_innermost(error)}). Check --host; for a cluster without an ingress: "
-                "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
+            raise (UserError if untrusted(error) else OutOfReach)(
+                barred(error, self.client._existing_config)
             ) from error
+        except OSError as error:  # of the token's file, which the client opens anew for every request
+            raise NotLetIn(f"{self.credentials}: {error.strerror or error}") from error
 
     def create(self, what: str, find: Callable[[], Any], make: Callable[[], Any]) -> Any:
         """Creates something once, even where a gateway loses the answer.
@@ -90,30 +116,38 @@ class Connection:
             try:
                 return make()
             except ApiException as error:
-                if error.status not in GATEWAY_TROUBLE:
+                # 409: somebody else was faster, or it goes by another display name.
+                if error.status not in (*GATEWAY_TROUBLE, 409):
                     raise
+                found = find()
+                if error.status == 409 and not found:
+                    raise
+                return found or make()
+            except (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError):
                 return find() or make()
 
-    def _refusal(self, what: str, error: ApiException) -> str:
+    def _refusal(self, what: str, error: ApiException) -> UserError:
         status, told = int(error.status or 0), told_by(error)
         if status == 401 or 300 <= status < 400:
-            place = (error.headers or {}).get("Location", "")
-            return f"{self.host} does not know who asks ({status}{f', it sends to {place}' if place else ''}). " + (
-                f"{self.credentials} is not accepted: it may have expired, be for another audience or another server. "
-                f"Make a new token with kubectl create token ACCOUNT --audience={AUDIENCE} and give its file as "
-                f"--token-file, or copy the cookie of a browser that is logged in into {COOKIE}"
-                if self.credentials
-                else f"Nothing was sent to say so: give --token-file, or set {COOKIE}"
-            )
+            return NotLetIn(self._unknown(status, (error.headers or {}).get("Location", "")))
         if status == 403:
             where = f"namespace {self.namespace}" if self.namespace else "this installation"
-            return (
+            return NotLetIn(
                 f"{what} was refused (403): {told}. Either there is no {where}, or the account has no rights there: "
                 "ask for kubeflow-edit in your profile, or choose another --namespace"
             )
         if status in GATEWAY_TROUBLE:
-            return f"{what}: {self.host} answers {status} again and again ({told}). Try again later"
-        return f"{what} was refused ({status}): {told}"
+            return OutOfReach(f"{what}: {self.host} answers {status} again and again ({told}). Try again later")
+        return (OutOfReach if status >= 500 else UserError)(f"{what} was refused ({status}): {told}")
+
+    def _unknown(self, status: int, place: str) -> str:
+        return f"{self.host} does not know who asks ({status}{f', it sends to {place}' if place else ''}). " + (
+            f"{self.credentials} is not accepted: it may have expired, be for another audience or another server. "
+            f"Make a new token with kubectl create token ACCOUNT --audience={AUDIENCE} and give its file as "
+            f"--token-file, or copy the cookie of a browser that is logged in into {COOKIE}"
+            if self.credentials
+            else f"Nothing was sent to say so: give --token-file, or set {COOKIE}"
+        )
 
 
 def told_by(error: ApiException) -> str:
@@ -124,7 +158,7 @@ def told_by(error: ApiException) -> str:
     return " ".join(str(error.reason or error.body or "no reason given").split())
 
 
-def connect(host: str, namespace: str, token_file: Path | None) -> Connection:
+def connect(host: str, namespace: str, token_file: Path | None, ca_file: Path | None = None) -> Connection:
     """Connects and makes sure that Kubeflow Pipelines answers.
 
     Args:
@@ -132,6 +166,8 @@ def connect(host: str, namespace: str, token_file: Path | None) -> Connection:
             or the one of the kubeconfig.
         namespace: The user's namespace; empty on a single-user installation.
         token_file: File with a token, read anew for every request.
+        ca_file: Certificates that the API's own has to come from; None takes those that the environment names, or the
+            public ones.
 
     Returns:
         The connection.
@@ -150,7 +186,7 @@ def connect(host: str, namespace: str, token_file: Path | None) -> Connection:
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         # The client's `namespace` is that of the installation; the user's goes with each request that needs it.
-        client = _Client(host=host or None, credentials=credentials, cookies=cookie)
+        client = _Client(host=host or None, credentials=credentials, cookies=cookie, ssl_ca_cert=certificates(ca_file))
     connection = Connection(client, client._existing_config.host, namespace, sent)
     with connection.doing("looking for Kubeflow Pipelines"):
         try:
@@ -171,8 +207,3 @@ def _nothing_there(host: str) -> str:
         f"Kubeflow Pipelines does not answer at {host}: /apis/v2beta1/healthz is not there. "
         "Behind Kubeflow's dashboard the address ends in /pipeline"
     )
-
-
-def _innermost(error: BaseException) -> str:
-    reason = getattr(error, "reason", None)
-    return _innermost(reason) if isinstance(reason, BaseException) else str(error).rpartition(": ")[2]

@@ -19,7 +19,9 @@ from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_
 from llm_finetune.pipelines.recipe.step import check_recipe
 from llm_finetune.pipelines.submit.connection import Connection, connect
 from llm_finetune.pipelines.submit.upload import Version, named, upload
-from llm_finetune.pipelines.submit.watch import Ended, follow
+from llm_finetune.pipelines.submit.watch import Ended, LostSight, follow
+
+LOST_SIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Submission:
         host: Address of the API; empty for the cluster around this pod, or the kubeconfig's.
         namespace: The user's namespace; empty on a single-user installation.
         token_file: File with a token.
+        ca_file: Certificates that the API's own has to come from; None takes the environment's, or the public ones.
         recipe: Recipe file.
         assignments: Pipeline parameters as `name=value`.
         options: Compile options.
+        caching: Whether unchanged cards may take their earlier results; False holds whatever the options say.
         pipeline: Name of the pipeline on the server.
         version: Name of its version; empty is named after the content.
         uploading: Whether it becomes a pipeline on the server; else the run carries its specification.
@@ -50,9 +54,11 @@ class Submission:
     host: str = ""
     namespace: str = ""
     token_file: Path | None = None
+    ca_file: Path | None = None
     recipe: Path | None = None
     assignments: list[str] = field(default_factory=list)
     options: ClusterOptions = field(default_factory=ClusterOptions)
+    caching: bool = True
     pipeline: str = PIPELINE
     version: str = ""
     uploading: bool = True
@@ -74,7 +80,8 @@ def submit(console: Console, wanted: Submission) -> int:
         wanted: What is to be run.
 
     Returns:
-        The exit status: 0; 1 after a failed run; 3 when the gate stayed closed.
+        The exit status: 0; 1 after a failed run; 3 when the gate stayed closed; 4 where the run was not followed to
+        its end.
 
     Raises:
         UserError: If the plan is impossible, or the API refuses it.
@@ -86,11 +93,9 @@ def submit(console: Console, wanted: Submission) -> int:
     cron = _six_fields(wanted.cron)
     if wanted.version and not wanted.uploading:
         raise UserError("--version names what is uploaded, so it does not go with --no-upload")
-    connection = connect(wanted.host, wanted.namespace, wanted.token_file)
+    connection = connect(wanted.host, wanted.namespace, wanted.token_file, wanted.ca_file)
     with tempfile.TemporaryDirectory(prefix="llm-finetune-") as folder:
-        # A recurring run is there for data that have changed, which a cache does not see.
-        options = wanted.options.model_copy(update={"caching": False}) if cron else wanted.options
-        compiled = compile_pipeline(Path(folder) / "finetune.yaml", options)
+        compiled = compile_pipeline(Path(folder) / "finetune.yaml", _options(wanted))
         version = upload(connection, compiled, wanted.pipeline, wanted.version) if wanted.uploading else None
         if version:
             told = "uploaded" if version.new else "there already"
@@ -105,8 +110,21 @@ def submit(console: Console, wanted: Submission) -> int:
         _say(console, "run", link)
         if not wanted.waiting:
             return 0
-        ended = follow(connection, run.run_id, compiled, console, wanted.poll_seconds, wanted.timeout_hours * 3600)
+        try:
+            ended = follow(connection, run.run_id, compiled, console, wanted.poll_seconds, wanted.timeout_hours * 3600)
+        except LostSight as error:
+            console.print(Text(str(error), "yellow"), soft_wrap=True)
+            console.print(f"details: {link}", soft_wrap=True)
+            return LOST_SIGHT
     return _finish(console, ended, link)
+
+
+def _options(wanted: Submission) -> ClusterOptions:
+    if wanted.caching and not wanted.cron:
+        return wanted.options
+    # A recurring run is there for data that have changed, which a cache does not see. The kfp client's `enable_caching`
+    # leaves uploaded versions and the cards inside the exit handler as they are.
+    return wanted.options.model_copy(update={"caching": False})
 
 
 def _six_fields(cron: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kfp_server_api import ApiException
+
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.compile import content_version
 from llm_finetune.pipelines.submit.connection import Connection
@@ -47,7 +49,7 @@ def upload(connection: Connection, compiled: Path, pipeline: str, version: str) 
     if not pipeline_id:
         made = connection.create(
             f"creating the pipeline {pipeline}",
-            lambda: (found := _pipeline_id(connection, pipeline)) and client.get_pipeline(found),
+            lambda: _by_name(connection, pipeline),
             lambda: client._pipelines_api.pipeline_service_create_pipeline(
                 pipeline={
                     "display_name": pipeline,
@@ -77,6 +79,18 @@ def _pipeline_id(connection: Connection, name: str) -> str | None:
             filter=named(name), namespace=connection.namespace or None, page_size=1
         ).pipelines
     return found[0].pipeline_id if found else None
+
+
+def _by_name(connection: Connection, name: str) -> Any:
+    """Returns the pipeline of a name, which is there once; its display name, set from elsewhere, may be another."""
+    try:
+        return connection.client._pipelines_api.pipeline_service_get_pipeline_by_name(
+            name, namespace=connection.namespace or None
+        )
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
 
 
 def _version(connection: Connection, pipeline_id: str, name: str) -> Any:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.local.display import Display
 from llm_finetune.pipelines.local.events import Event
 from llm_finetune.pipelines.local.state import CardRun, State, card_titles
-from llm_finetune.pipelines.submit.connection import Connection
+from llm_finetune.pipelines.submit.connection import Connection, NotLetIn, OutOfReach
 
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 STATES: dict[str, State] = {"RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "CANCELED": "failed"}
+REFUSED_SECONDS = 300.0  # in which a new token may be put into its file
 LAST_CARD = "vllm-serve"  # runs only behind an open gate
 
 
@@ -33,6 +35,10 @@ class Ended:
     state: str
     reason: str
     deployed: bool | None
+
+
+class LostSight(UserError):
+    """A run was not followed to its end; it goes on."""
 
 
 class RemoteRun:
@@ -94,21 +100,58 @@ def follow(
         How it ended.
 
     Raises:
-        UserError: If it takes longer than that, or the API does not answer any more.
+        LostSight: If it takes longer than that, the API stays out of reach so long, or who asks is let in no more.
     """
-    started, remote = now(), RemoteRun(compiled)
+    started, remote, lookout = now(), RemoteRun(compiled), _Lookout(connection, run_id, console, now)
     with Display(console, remote) as display:
         while True:
-            with connection.doing("looking at the run, which goes on,"):
-                run = connection.client.get_run(run_id)
-            tasks = (run.run_details.task_details if run.run_details else None) or []
-            for event in remote.update(tasks):
-                display.update(event)
-            if run.state in ENDED:
-                return Ended(run.state, _reason(run, tasks, remote), _deployed(tasks))
+            run = lookout.look()
+            if run:
+                tasks = (run.run_details.task_details if run.run_details else None) or []
+                for event in remote.update(tasks):
+                    display.update(event)
+                if run.state in ENDED:
+                    return Ended(run.state, _reason(run, tasks, remote), _deployed(tasks))
             if now() - started > timeout_seconds:
-                raise UserError(f"the run {run_id} is not done after {timeout_seconds / 3600:g} hours; it goes on")
+                raise lookout.trouble or LostSight(
+                    f"the run {run_id} is not done after {timeout_seconds / 3600:g} hours; it goes on"
+                )
             time.sleep(poll_seconds)
+
+
+class _Lookout:
+    """Looks at a run, which does not end where the API or its gateway has an outage."""
+
+    def __init__(self, connection: Connection, run_id: str, console: Console, now: Callable[[], float]) -> None:
+        self.connection, self.run_id, self.console, self.now = connection, run_id, console, now
+        self.since = 0.0
+        self.trouble: LostSight | None = None
+        self.kind: type[UserError] | None = None
+
+    def look(self) -> Any | None:
+        """Returns the run, or None where nothing is to be seen for now."""
+        try:
+            with self.connection.doing("looking at the run"):
+                run = self.connection.client.get_run(self.run_id)
+        except UserError as error:
+            self._bear(error)
+            return None
+        self.trouble = self.kind = None
+        return run
+
+    def _bear(self, error: UserError) -> None:
+        self.trouble = LostSight(f"{error}. Lost sight of the run {self.run_id}, which goes on")
+        begins = self.kind is not type(error)
+        if begins:
+            self.kind, self.since = type(error), self.now()
+        refused = isinstance(error, NotLetIn) and self.now() - self.since >= REFUSED_SECONDS
+        if refused or not isinstance(error, NotLetIn | OutOfReach):
+            raise self.trouble from error
+        if begins:
+            self.console.print(
+                Text(f"{error}. The run {self.run_id} goes on; looking for it until it is seen again", "yellow"),
+                soft_wrap=True,
+            )
 
 
 def _reason(run: Any, tasks: list[Any], remote: RemoteRun) -> str:

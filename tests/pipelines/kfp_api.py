@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ class Refusal(Exception):
 
 @dataclass
 class Fault:
-    """A gateway's trouble with requests of a kind: it answers them with a status, before or after they are done."""
+    """A gateway's trouble with requests of a kind: it answers with a status, or hangs up (0), before or after they are done."""
 
     status: int
     method: str
@@ -57,6 +58,7 @@ class KfpApi:
     faults: list[Fault] = field(default_factory=list)
     story: list[tuple[str, dict[str, str], str]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     store: dict[str, list[dict[str, Any]]] = field(
         default_factory=lambda: {kind: [] for kind in ("pipelines", "versions", "experiments", "runs", "recurringruns")}
     )
@@ -64,6 +66,7 @@ class KfpApi:
 
     def answer(self, method: str, path: str, query: dict[str, str], headers: Any, body: bytes) -> Any:
         self.requests.append(f"{method} {path}")
+        self.headers.append(dict(headers))
         fault = next((f for f in self.faults if f.method == method and re.fullmatch(f.path, path) and f.times), None)
         if fault:
             fault.times -= 1
@@ -89,6 +92,11 @@ class KfpApi:
             return {"multi_user": self.multi_user}
         if parts[0] == "experiments":
             self._may(query.get("namespace", ""))
+        if parts[:2] == ["pipelines", "names"]:
+            found = self._pipelines_of(parts[2])
+            if not found:
+                raise Refusal(404, f"Namespace/Pipeline {parts[2]} not found")
+            return found[0]
         if parts[0] == "pipelines" and parts[2:] == ["versions"]:
             return {"pipeline_versions": self._named("versions", query, pipeline_id=parts[1])}
         if len(parts) == 1:
@@ -104,6 +112,10 @@ class KfpApi:
         if parts[0] in ("runs", "recurringruns"):
             self._check_parameters(wanted)
         self._may(wanted.get("namespace", "") if parts[0] == "experiments" else next(iter(self.namespaces), ""))
+        if parts[0] == "pipelines":
+            wanted = {"name": wanted["display_name"]} | wanted
+            if self._pipelines_of(wanted["name"]):
+                raise Refusal(409, f"Failed to create a new pipeline. The name {wanted['name']} already exists")
         number = {"pipelines": "pipeline_id", "experiments": "experiment_id", "runs": "run_id"}.get(
             parts[0], "recurring_run_id"
         )
@@ -131,6 +143,9 @@ class KfpApi:
         if "filter" in query:
             wanted["display_name"] = json.loads(query["filter"])["predicates"][0]["stringValue"]
         return [entry for entry in self.store[kind] if wanted.items() <= entry.items()]
+
+    def _pipelines_of(self, name: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.store["pipelines"] if entry["name"] == name]
 
     def _may(self, namespace: str) -> None:
         if self.multi_user and namespace not in self.namespaces:
@@ -184,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, headers, content = 200, {}, answer()
         except Refusal as refusal:
+            if not refusal.status:
+                self.close_connection = True
+                return
             status, headers = refusal.status, refusal.headers
             content = {"error": str(refusal), "code": 3, "message": str(refusal), "details": []}
         data = json.dumps(content).encode()
@@ -195,11 +213,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[KfpApi]:
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[KfpApi]:
     """Runs the server for the block, on a free port of this machine."""
     api = KfpApi()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": api}))
-    api.url = f"http://127.0.0.1:{server.server_address[1]}"
+    api.url = f"http{'s' * bool(tls)}://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield api

@@ -1,9 +1,7 @@
 """`llm-finetune submit` against an API server of Kubeflow Pipelines on this machine, with the real kfp client."""
 
-import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,58 +9,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from kfp_api import Fault, KfpApi, serving
-from rich.console import Console
+from kfp_api import Fault
+from submitting import DONE, OPEN, RUNNING, refused, submitted
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.pipelines.compile import compile_pipeline
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.submit import connection, start
-from llm_finetune.pipelines.submit.start import Submission, submit
-
-DONE = ["check-recipe", "load-dataset", "load-model", "finetune-lora", "quality-gate"]
-OPEN = ("SUCCEEDED", dict.fromkeys([*DONE, "merge-export", "vllm-serve", "report"], "SUCCEEDED"), "")
-RUNNING = ("RUNNING", {"check-recipe": "SUCCEEDED", "load-dataset": "RUNNING"}, "")
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Compiles each set of options once: what differs between the tests is what happens to the file."""
-    files: dict[str, Path] = {}
-
-    def compile_once(path: Path, options: ClusterOptions) -> Path:
-        key = options.model_dump_json()
-        if key not in files:
-            files[key] = compile_pipeline(tmp_path_factory.mktemp("compiled") / "finetune.yaml", options)
-        shutil.copy(files[key], path)
-        return path
-
-    return compile_once
-
-
-@pytest.fixture
-def api(monkeypatch, tmp_path, compiled_once):
-    monkeypatch.setattr(start, "compile_pipeline", compiled_once)
-    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no context of a real kfp client
-    for name in (connection.COOKIE, "KF_PIPELINES_SA_TOKEN_PATH", "KF_PIPELINES_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    with serving() as api:
-        api.story = [OPEN]
-        yield api
-
-
-def submitted(api: KfpApi, **wanted) -> tuple[int, str]:
-    shown = io.StringIO()
-    status = submit(Console(file=shown, width=200), Submission(**{"host": api.url, "poll_seconds": 0.01} | wanted))
-    return status, shown.getvalue()
-
-
-def refused(api: KfpApi, **wanted) -> str:
-    with pytest.raises(UserError) as error:
-        submitted(api, **wanted)
-    assert api.store["runs"] == []
-    return str(error.value)
+from llm_finetune.pipelines.submit import connection
 
 
 def test_a_first_submission_uploads_runs_and_shows_every_card_that_ends(api, tmp_path):
@@ -97,6 +49,27 @@ def test_the_same_pipeline_is_uploaded_once_and_a_changed_one_becomes_a_version(
     assert (len(api.store["pipelines"]), len(api.store["versions"]), len(api.store["runs"])) == (1, 2, 3)
     used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in api.store["runs"]]
     assert used == ["version-0", "version-0", "version-1"]
+
+
+def test_a_pipeline_with_another_display_name_is_found_by_its_name(api):
+    api.store["pipelines"] = [{"pipeline_id": "from-git", "name": "llm-finetune", "display_name": "LLM fine-tune"}]
+    assert submitted(api)[0] == 0
+    assert len(api.store["pipelines"]) == 1
+    assert api.store["versions"][0]["pipeline_id"] == "from-git"
+
+
+def test_a_name_that_is_taken_out_of_sight_is_told(api):
+    api.faults = [Fault(409, "POST", "/apis/v2beta1/pipelines")]
+    assert "creating the pipeline llm-finetune was refused (409)" in refused(api)
+
+
+@pytest.mark.parametrize("uploading", [True, False])
+def test_without_caches_no_card_of_the_run_takes_an_earlier_result(api, uploading):
+    api.story = [OPEN]
+    assert submitted(api, uploading=uploading)[0] == 0
+    assert submitted(api, uploading=uploading, caching=False)[0] == 0
+    kept, anew = api.store["versions"] if uploading else [run["pipeline_spec"] for run in api.store["runs"]]
+    assert "enableCache" in str(kept) and "enableCache" not in str(anew)
 
 
 def test_a_version_of_a_given_name_is_not_overwritten(api):
@@ -145,16 +118,11 @@ def test_a_failed_run_names_the_card_and_its_reason(api):
     assert submitted(api)[0] == 1
 
 
-def test_waiting_ends_after_its_time_and_the_run_goes_on(api):
-    api.story = [RUNNING]
-    with pytest.raises(UserError, match=r"the run runs-0 is not done after 0 hours; it goes on"):
-        submitted(api, timeout_hours=0)
-
-
 @pytest.mark.parametrize("kind", ["runs", "pipelines", "pipelines/upload_version", "experiments"])
 @pytest.mark.parametrize("done", [False, True])
-def test_a_gateway_that_loses_an_answer_makes_nothing_twice(api, kind, done):
-    api.faults = [Fault(502, "POST", f"/apis/v2beta1/{kind}", done=done), Fault(503, "GET", ".*/runs/.*", times=3)]
+@pytest.mark.parametrize("status", [502, 0])
+def test_a_gateway_that_loses_an_answer_makes_nothing_twice(api, kind, done, status):
+    api.faults = [Fault(status, "POST", f"/apis/v2beta1/{kind}", done=done), Fault(503, "GET", ".*/runs/.*", times=3)]
     assert submitted(api)[0] == 0
     assert [len(api.store[name]) for name in ("pipelines", "versions", "experiments", "runs")] == [1, 1, 1, 1]
 
@@ -201,16 +169,6 @@ def test_a_token_file_is_read_anew_for_every_request_and_an_expired_token_is_tol
     assert "right" not in str(error.value)
     with pytest.raises(UserError, match="there is no such file"):
         submitted(api, token_file=tmp_path / "none")
-
-
-def test_a_token_that_expires_while_waiting_leaves_the_run_alone(api, tmp_path):
-    (tmp_path / "token").write_text("right")
-    api.token = "right"
-    api.story = [RUNNING]
-    api.faults = [Fault(401, "GET", ".*/runs/.*")]
-    with pytest.raises(UserError, match="does not know who asks"):
-        submitted(api, token_file=tmp_path / "token")
-    assert len(api.store["runs"]) == 1
 
 
 def test_a_session_cookie_lets_in_and_without_it_the_login_page_is_named(api, monkeypatch):
@@ -260,13 +218,6 @@ def test_a_host_that_is_something_else_is_told(api, status):
         server.server_close()
     assert "Kubeflow Pipelines does not answer at http://127.0.0.1" in said
     assert "the address ends in /pipeline" in said
-
-
-@pytest.mark.parametrize("host", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
-def test_a_host_that_is_out_of_reach_is_told(api, host):
-    said = refused(api, host=host)
-    assert f"{host} is out of reach" in said
-    assert "Check --host" in said
 
 
 def test_the_command_prints_lines_for_a_pipe_and_ends_with_the_status(api):
