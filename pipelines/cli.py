@@ -43,7 +43,9 @@ def compile_command(
     ] = Format.PIPELINE,
     output: Annotated[
         Path | None,
-        typer.Option(help="File to write, or folder for resources. Without it: those of the repository."),
+        typer.Option(
+            help="File (.yaml) for the fine-tuning pipeline, or folder for all. Without it: the repository's."
+        ),
     ] = None,
     options_file: OptionsFile = None,
     options: Options = None,
@@ -57,8 +59,10 @@ def compile_command(
     if format_ is Format.KUBERNETES:
         written = compiling.compile_resources(output or compiling.RESOURCES, chosen)
     else:
-        written = [compiling.compile_pipeline(output or compiling.COMPILED, chosen)]
-        written += [] if output else [compiling.compile_sharded()]
+        folder = output or compiling.COMPILED.parent
+        alone = folder.suffix in (".yaml", ".yml")
+        written = [compiling.compile_pipeline(folder if alone else folder / compiling.COMPILED.name, chosen)]
+        written += [] if alone else [compiling.compile_sharded(folder / compiling.SHARDED.name, chosen)]
     for path in written:
         console.print(f"{path}  {path.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
     if compiling.COMPILED in written and README.exists() and update(README, compiling.COMPILED):
@@ -75,10 +79,16 @@ def submit(
     token_file: Annotated[
         Path | None, typer.Option(help="File with a token; or set KUBEFLOW_SESSION_COOKIE to a browser's cookie.")
     ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Certificates of your own authority; or set SSL_CERT_FILE.")
+    ] = None,
     recipe: Recipe = None,
     set_: Parameters = None,
     options_file: OptionsFile = None,
     options: Options = None,
+    cache: Annotated[
+        bool, typer.Option(help="Let unchanged cards take earlier results, as the compile options say; else none does.")
+    ] = True,
     pipeline: Annotated[str, typer.Option(help="Name of the pipeline on the server.")] = "llm-finetune",
     version: Annotated[str, typer.Option(help="Name of its new version; without it, named after its content.")] = "",
     upload: Annotated[
@@ -90,7 +100,10 @@ def submit(
     pipeline_root: Annotated[str, typer.Option(help="Where artifacts go, such as s3://bucket/path.")] = "",
     cron: Annotated[str, typer.Option(help="Run again and again, without caches, such as '0 3 * * *' (nightly).")] = "",
     wait: Annotated[
-        bool, typer.Option(help="Wait for the end: exit 0, 1 if it failed, 3 if the gate stayed closed.")
+        bool,
+        typer.Option(
+            help="Wait for the end: exit 0, 1 if it failed, 3 if the gate stayed closed, 4 if it was lost sight of."
+        ),
     ] = True,
     timeout_hours: Annotated[float, typer.Option(min=0, help="Stop waiting after so long; the run goes on.")] = 72.0,
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the run.")] = 5.0,
@@ -103,9 +116,11 @@ def submit(
         host=host,
         namespace=namespace,
         token_file=token_file,
+        ca_file=ca_file,
         recipe=recipe,
         assignments=set_ or [],
         options=read_options(options_file, options or []),
+        caching=cache,
         pipeline=pipeline,
         version=version,
         uploading=upload,

@@ -8,15 +8,21 @@ from kfp import dsl, kubernetes
 
 from llm_finetune.pipelines.options import ClusterOptions, Kind
 
-MODEL_CACHE, CHECKPOINTS = "/mnt/model-cache", "/mnt/checkpoints"
+MODEL_CACHE, CHECKPOINTS, DATA = "/mnt/model-cache", "/mnt/checkpoints", "/mnt/data"
+AUTHORITIES = "/etc/llm-finetune/authorities"
 NETWORK_RETRIES, SPOT_RETRIES = 2, 5
 HUB_TOKEN = {"token": "HF_TOKEN"}
-# Keys of the other secrets are named like the variables that the cards read.
-OBJECT_STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
-API_KEYS = (
+# Keys of the other secrets are named like the variables that the cards read; S3's client reads no AWS_REGION.
+OBJECT_STORE = {
+    "AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL", "AWS_REGION": "AWS_DEFAULT_REGION",
+}  # fmt: skip
+API_KEYS = {name: name for name in (
     "JUDGE_API_KEY", "ENDPOINT_API_KEY", "WANDB_API_KEY",
     "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
-)  # fmt: skip
+)}  # fmt: skip
+# As OpenSSL, httpx and Google's clients name their file of authorities; as requests does; as S3's client does.
+AUTHORITY_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
@@ -49,7 +55,8 @@ class Cluster:
         task.set_display_name(title).set_caching_options(cached and self.options.caching)
         task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu_limit)
         task.set_memory_request(size.memory).set_memory_limit(size.memory)
-        # KFP has no setting for ephemeral-storage requests; a bounded volume keeps a card from filling its node.
+        # KFP has no setting for ephemeral-storage requests. This bounds caches and temporary files; what KFP mounts for
+        # the artifacts themselves has no bound, unless the namespace has a LimitRange.
         kubernetes.empty_dir_mount(task, volume_name="scratch", mount_path="/tmp", size_limit=size.scratch)
         kubernetes.set_timeout(task, size.hours * 3600)
         kubernetes.set_image_pull_policy(task, self.options.image_pull_policy)
@@ -101,17 +108,40 @@ class Cluster:
     def with_hub(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
         """Lets a task reach the Hugging Face Hub, which the images shut out, with a token where there is one."""
         kubernetes.use_secret_as_env(task, chosen["hub_token_secret"], HUB_TOKEN, optional=True)
-        return task.set_env_variable("HF_HUB_OFFLINE", "0") if self.options.load_online else task
+        if self.options.load_online:
+            task.set_env_variable("HF_HUB_OFFLINE", "0")
+        return self._outward(task)
 
     def with_object_store(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
         """Gives a task the address and keys of an object store, where the namespace has such a secret."""
-        keys = {name: name for name in OBJECT_STORE}
-        kubernetes.use_secret_as_env(task, chosen["object_store_secret"], keys, optional=True)
-        return task
+        kubernetes.use_secret_as_env(task, chosen["object_store_secret"], OBJECT_STORE, optional=True)
+        return self._outward(task)
 
     def with_api_keys(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
         """Gives a task the keys of trackers and judging models, where the namespace has such a secret."""
-        kubernetes.use_secret_as_env(task, chosen["api_keys_secret"], {name: name for name in API_KEYS}, optional=True)
+        kubernetes.use_secret_as_env(task, chosen["api_keys_secret"], API_KEYS, optional=True)
+        return self._outward(task)
+
+    def with_datasets(self, task: dsl.PipelineTask, chosen: Mapping[str, Any]) -> dsl.PipelineTask:
+        """Lets a task read datasets wherever they may lie: on the Hub, in an object store or on the volume of data."""
+        return self.with_data(self.with_object_store(self.with_hub(task, chosen), chosen))
+
+    def with_data(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Mounts the volume of data, where there is one; KFP has no setting that would make it read-only."""
+        if self.options.data_claim:
+            kubernetes.mount_pvc(task, self.options.data_claim, DATA)
+        return task
+
+    def _outward(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Gives a task what the way out of this cluster asks for; more than one reason to go out is the same way."""
+        variables = dict(self.options.environment)
+        if self.options.ca_config_map:
+            variables = dict.fromkeys(AUTHORITY_VARIABLES, f"{AUTHORITIES}/ca.crt") | variables
+            mounted = task.platform_config.get("kubernetes", {}).get("configMapAsVolume", [])
+            if not any(volume["mountPath"] == AUTHORITIES for volume in mounted):
+                kubernetes.use_config_map_as_volume(task, self.options.ca_config_map, AUTHORITIES)
+        for name, value in variables.items():
+            task.set_env_variable(name, value)
         return task
 
     @property

@@ -12,6 +12,7 @@ from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.files import write_text
 from llm_finetune.pipelines.finetune import finetune_pipeline
 from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.sharded_data import sharded_data_pipeline
 
 COMPILED = Path(__file__).parent / "compiled" / "finetune.yaml"
 SHARDED = COMPILED.with_name("sharded-data.yaml")
@@ -34,19 +35,18 @@ def compile_pipeline(path: Path = COMPILED, options: ClusterOptions | None = Non
     return path
 
 
-def compile_sharded(path: Path = SHARDED) -> Path:
+def compile_sharded(path: Path = SHARDED, options: ClusterOptions | None = None) -> Path:
     """Compiles the data's half of the pipeline, fanned out over many files.
 
     Args:
         path: YAML file to write.
+        options: What was chosen for the cluster; None for the defaults.
 
     Returns:
         The file.
     """
-    from llm_finetune.pipelines.sharded_data import sharded_data  # compiled anew by its import, which takes seconds
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(sharded_data, str(path))
+    compiler.Compiler().compile(sharded_data_pipeline(options or ClusterOptions()), str(path))
     return path
 
 
@@ -76,7 +76,7 @@ def compile_resources(folder: Path = RESOURCES, options: ClusterOptions | None =
             kubernetes_manifest_format=True,
             kubernetes_manifest_options=KubernetesManifestOptions(
                 pipeline_name=PIPELINE,
-                pipeline_display_name="LLM fine-tune",
+                pipeline_display_name=PIPELINE,  # by which `submit` looks for it
                 pipeline_version_name=f"{PIPELINE}-{version.replace('.', '-')}",
                 pipeline_version_display_name=version,
                 include_pipeline_manifest=True,

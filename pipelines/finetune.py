@@ -75,12 +75,12 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
         Args:
             source_type: Where the dataset is: huggingface, jsonl_url or jsonl_path.
             hf_dataset: Dataset on the Hugging Face Hub (source_type huggingface).
-            jsonl_path: File on a mounted volume or in an object store, s3:// or gs:// (source_type jsonl_path).
+            jsonl_path: File at s3:// or gs://, or under /mnt/data, the volume of data_claim (source_type jsonl_path).
             jsonl_url: https:// address of a file (source_type jsonl_url).
             max_samples: Rows to read; 0 reads all.
             val_ratio: Share of the rows kept for validation.
             template: How a row becomes prompt and completion; 'chat' uses the model's own chat template.
-            model_name: Base model: Hub id, or folder on a mounted volume.
+            model_name: Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.
             load_in_4bit: Keep the frozen weights in 4 bit while training (QLoRA).
             max_length: Most tokens in a row.
             lora_r: Rank of the adapter.
@@ -118,7 +118,7 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             raw = load_dataset(**given("load_dataset"))
             place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
             clean = filter_clean(raw_dataset=raw.outputs["raw_dataset"], **given("filter_clean"))
-            place(clean, "Filter & Clean", "data")
+            place(clean, "Filter & Clean", "data", retries=NETWORK_RETRIES)
             split = train_val_split(clean_dataset=clean.outputs["clean_dataset"], **given("train_val_split"))
             place(split, "Train/Val Split", "data")
             sft = format_sft(
@@ -179,9 +179,11 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 place(served, "vLLM Serve", "small", cached=False)
             for task in (base, merged):
                 cluster.with_model_cache(task, chosen)
-            for task in (raw, base, eval_report, merged):
+            for task in (raw, clean):
+                cluster.with_datasets(task, chosen)
+            for task in (base, eval_report, merged):
                 cluster.with_hub(task, chosen)
-            for task in (raw, merged):
+            for task in (tuned, merged):
                 cluster.with_object_store(task, chosen)
             for task in (tuned, eval_report):
                 cluster.with_api_keys(task, chosen)

@@ -6,16 +6,18 @@ KFP takes only as a constant.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.settings import checked
+from llm_finetune.pipelines.recipe.cluster import NAME
 
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 CORES = r"^(\d+|\d+m|\d+\.\d+)$"
+SECRET_ENDINGS = ("_TOKEN", "_KEY", "_KEY_ID", "_PASSWORD", "_SECRET")
 
 
 class Size(BaseModel):
@@ -25,7 +27,7 @@ class Size(BaseModel):
         cpu: Processors requested.
         cpu_limit: Most processors that it may use.
         memory: Memory requested, and its limit.
-        scratch: Most disk that it may use under /tmp.
+        scratch: Most disk that it may use under /tmp; its artifacts lie beside it, unbounded.
         hours: Hours that its pod may run.
     """
 
@@ -55,6 +57,8 @@ SIZES = {
     "train": Size(cpu="8", cpu_limit="16", memory="48Gi", scratch="200Gi", hours=72),
 }
 Kind = Literal["small", "data", "model", "train"]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+OptionalName = Annotated[str, StringConstraints(pattern=f"^$|{NAME}")]
 
 
 class ClusterOptions(BaseModel):
@@ -66,6 +70,12 @@ class ClusterOptions(BaseModel):
         checkpoints: Mount a volume for checkpoints, so that training goes on after its pod was lost. The recipe's
             cluster.checkpoint_claim names its claim.
         spot: GPU nodes may be taken away: the cards on them are tried again, training from its last checkpoint.
+        data_claim: Claim of a volume with data of your own, mounted at /mnt/data on the cards that read datasets; it
+            must exist. Empty for none.
+        environment: Variables of the cards that reach out of the cluster, such as HF_ENDPOINT, HTTPS_PROXY or
+            AWS_CA_BUNDLE. They stand in the pipeline as they are: secrets go into the namespace's secrets.
+        ca_config_map: ConfigMap whose key `ca.crt` holds the certificate authorities that those cards trust, in place
+            of the public ones; it must exist. Empty for none.
         queue: Kueue's local queue that the cards on GPUs wait in; empty for none.
         image_pull_policy: When the images of the cards are pulled.
         image_pull_secrets: Secrets for a private registry; those of the run's service account are used anyway.
@@ -80,12 +90,26 @@ class ClusterOptions(BaseModel):
     model_cache: bool = False
     checkpoints: bool = False
     spot: bool = False
+    data_claim: OptionalName = ""
+    environment: dict[Variable, str] = Field(default_factory=dict)
+    ca_config_map: OptionalName = ""
     queue: str = ""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     sizes: dict[Kind, dict[str, Any]] = Field(default_factory=dict)
     caching: bool = True
     load_online: bool = True
+
+    @field_validator("environment")
+    @classmethod
+    def _readable_by_all(cls, environment: dict[str, str]) -> dict[str, str]:
+        names = {name.upper() for name in environment}
+        if secret := next((name for name in environment if name.upper().endswith(SECRET_ENDINGS)), None):
+            raise ValueError(f"{secret} looks like a secret, and whoever sees the pipeline reads it: use a secret")
+        # Kubeflow's launcher in the same container would ask the proxy for the pipeline's own services.
+        if names & {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} and "NO_PROXY" not in names:
+            raise ValueError("a proxy needs NO_PROXY with the cluster's names, such as .svc,.cluster.local,.kubeflow")
+        return environment
 
     def size(self, kind: Kind) -> Size:
         """Returns what a kind of card asks for."""

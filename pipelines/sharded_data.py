@@ -10,7 +10,7 @@ within a partition: near-duplicates, and the share of validation rows.
 """
 
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -29,7 +29,6 @@ from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.component import check_recipe
 
 VERSION = version("llm-finetune")
-_CLUSTER = Cluster(ClusterOptions())
 
 
 class Data(NamedTuple):
@@ -45,225 +44,257 @@ class Data(NamedTuple):
 DATASETS = Data._fields
 
 
-# KFP can't hand artifacts collected from one loop to the inside of another: a pipeline of its own can take them.
-@dsl.pipeline(
-    name="llm-partitions",
-    display_name="Clean to tokens, per partition",
-    description="Cleans, splits, formats and tokenizes each partition by itself.",
-)
-def partitions_to_tokens(
-    partitions: dsl.Input[list[dsl.Dataset]],
-    numbers: list[int],
-    filter_settings: dict,
-    split_settings: dict,
-    format_settings: dict,
-    tokenize_settings: dict,
-    val_ratio: float,
-    template: str,
-    model_name: str,
-    max_length: int,
-    seed: int,
-) -> Data:
-    """Cleans, splits, formats and tokenizes each partition by itself, and gathers what came out.
+def _partitions_to_tokens(cluster: Cluster) -> Any:
+    """Makes the inner pipeline, from partitions to tokens."""
+    place = cluster.place
 
-    Args:
-        partitions: Of each shard of the source, its rows dealt out to partitions.
-        numbers: Numbers of the partitions.
-        filter_settings: Settings of Filter & Clean.
-        split_settings: Settings of Train/Val Split.
-        format_settings: Settings of Format for SFT.
-        tokenize_settings: Settings of Tokenize.
-        val_ratio: Share of the rows kept for validation.
-        template: How a row becomes prompt and completion.
-        model_name: Base model whose tokenizer is used.
-        max_length: Most tokens in a row.
-        seed: Seed of split and packing.
+    # KFP can't hand artifacts collected from one loop to the inside of another: a pipeline of its own can take them.
+    @dsl.pipeline(
+        name="llm-partitions",
+        display_name="Clean to tokens, per partition",
+        description="Cleans, splits, formats and tokenizes each partition by itself.",
+    )
+    def partitions_to_tokens(
+        partitions: dsl.Input[list[dsl.Dataset]],
+        numbers: list[int],
+        hub_token_secret: str,
+        object_store_secret: str,
+        filter_settings: dict,
+        split_settings: dict,
+        format_settings: dict,
+        tokenize_settings: dict,
+        val_ratio: float,
+        template: str,
+        model_name: str,
+        max_length: int,
+        seed: int,
+    ) -> Data:
+        """Cleans, splits, formats and tokenizes each partition by itself, and gathers what came out.
 
-    Returns:
-        The datasets of all partitions, in the order of their numbers.
-    """
-    place = _CLUSTER.place
-    with dsl.ParallelFor(numbers, name="partitions") as number:
-        rows = gather_shards(shards=partitions, part=number, package_version=VERSION)
-        place(rows, "Gather Partition", "data")
-        clean = filter_clean(raw_dataset=rows.outputs["dataset"], settings=filter_settings, package_version=VERSION)
-        place(clean, "Filter & Clean", "data")
-        split = train_val_split(
-            clean_dataset=clean.outputs["clean_dataset"],
+        Args:
+            partitions: Of each shard of the source, its rows dealt out to partitions.
+            numbers: Numbers of the partitions.
+            hub_token_secret: Secret with the token of the Hub.
+            object_store_secret: Secret with the keys of an object store.
+            filter_settings: Settings of Filter & Clean.
+            split_settings: Settings of Train/Val Split.
+            format_settings: Settings of Format for SFT.
+            tokenize_settings: Settings of Tokenize.
+            val_ratio: Share of the rows kept for validation.
+            template: How a row becomes prompt and completion.
+            model_name: Base model whose tokenizer is used.
+            max_length: Most tokens in a row.
+            seed: Seed of split and packing.
+
+        Returns:
+            The datasets of all partitions, in the order of their numbers.
+        """
+        chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
+        with dsl.ParallelFor(numbers, name="partitions") as number:
+            rows = gather_shards(shards=partitions, part=number, package_version=VERSION)
+            place(rows, "Gather Partition", "data")
+            clean = filter_clean(raw_dataset=rows.outputs["dataset"], settings=filter_settings, package_version=VERSION)
+            place(clean, "Filter & Clean", "data", retries=NETWORK_RETRIES)
+            cluster.with_datasets(clean, chosen)
+            split = train_val_split(
+                clean_dataset=clean.outputs["clean_dataset"],
+                val_ratio=val_ratio,
+                shuffle_seed=seed,
+                settings=split_settings,
+                package_version=VERSION,
+            )
+            place(split, "Train/Val Split", "data")
+            sft = format_sft(
+                train_dataset=split.outputs["train_dataset"],
+                val_dataset=split.outputs["val_dataset"],
+                template=template,
+                settings=format_settings,
+                package_version=VERSION,
+            )
+            place(sft, "Format for SFT", "data")
+            tokens = tokenize(
+                train_sft=sft.outputs["train_sft"],
+                val_sft=sft.outputs["val_sft"],
+                model_name=model_name,
+                max_length=max_length,
+                seed=seed,
+                settings=tokenize_settings,
+                package_version=VERSION,
+            )
+            place(tokens, "Tokenize", "data", retries=NETWORK_RETRIES)
+            cluster.with_data(cluster.with_hub(tokens, chosen))
+
+        def gathered(title: str, task: dsl.PipelineTask, output: str) -> dsl.PipelineTask:
+            whole = gather_shards(shards=dsl.Collected(task.outputs[output]), package_version=VERSION)
+            return place(whole, title, "data")
+
+        val_tokens = gather_shards(
+            shards=dsl.Collected(tokens.outputs["val_tokens"]),
+            row_of=dsl.Collected(sft.outputs["val_sft"]),
+            package_version=VERSION,
+        )
+        place(val_tokens, "Gather Validation Tokens", "data")
+        return Data(
+            gathered("Gather Clean Rows", clean, "clean_dataset").outputs["dataset"],
+            gathered("Gather Training Rows", sft, "train_sft").outputs["dataset"],
+            gathered("Gather Validation Rows", sft, "val_sft").outputs["dataset"],
+            gathered("Gather Training Tokens", tokens, "train_tokens").outputs["dataset"],
+            val_tokens.outputs["dataset"],
+        )
+
+    return partitions_to_tokens
+
+
+def _files_to_tokens(cluster: Cluster) -> Any:
+    """Makes the pipeline around it, from files to tokens."""
+    partitions_to_tokens = _partitions_to_tokens(cluster)
+
+    # As a pipeline of its own: KFP's local runner mixes up a loop's item with named outputs of tasks outside the loop.
+    @dsl.pipeline(
+        name="llm-shards",
+        display_name="Files to tokens",
+        description="Loads each shard and deals its rows out, then turns partitions into tokens.",
+    )
+    def files_to_tokens(
+        files: list[str],
+        numbers: list[int],
+        shards: int,
+        hub_token_secret: str,
+        object_store_secret: str,
+        filter_settings: dict,
+        split_settings: dict,
+        format_settings: dict,
+        tokenize_settings: dict,
+        val_ratio: float,
+        template: str,
+        model_name: str,
+        max_length: int,
+        seed: int,
+    ) -> Data:
+        """Loads each shard and deals its rows out, then turns partitions into tokens.
+
+        Args:
+            files: Files of each shard.
+            numbers: Numbers of the partitions.
+            shards: How many there are.
+            hub_token_secret: Secret with the token of the Hub.
+            object_store_secret: Secret with the keys of an object store.
+            filter_settings: Settings of Filter & Clean.
+            split_settings: Settings of Train/Val Split.
+            format_settings: Settings of Format for SFT.
+            tokenize_settings: Settings of Tokenize.
+            val_ratio: Share of the rows kept for validation.
+            template: How a row becomes prompt and completion.
+            model_name: Base model whose tokenizer is used.
+            max_length: Most tokens in a row.
+            seed: Seed of split and packing.
+
+        Returns:
+            The datasets of all partitions, in the order of their numbers.
+        """
+        chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
+        with dsl.ParallelFor(files, name="shards") as shard:
+            raw = load_dataset(source_type="jsonl_path", jsonl_path=shard, max_samples=0, package_version=VERSION)
+            cluster.place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
+            cluster.with_datasets(raw, chosen)
+            dealt = partition_rows(
+                raw_dataset=raw.outputs["raw_dataset"], parts=shards, settings=filter_settings, package_version=VERSION
+            )
+            cluster.place(dealt, "Partition Rows", "data")
+        tokens = partitions_to_tokens(
+            partitions=dsl.Collected(dealt.outputs["partitions"]),
+            numbers=numbers,
+            hub_token_secret=hub_token_secret,
+            object_store_secret=object_store_secret,
+            filter_settings=filter_settings,
+            split_settings=split_settings,
+            format_settings=format_settings,
+            tokenize_settings=tokenize_settings,
             val_ratio=val_ratio,
-            shuffle_seed=seed,
-            settings=split_settings,
-            package_version=VERSION,
-        )
-        place(split, "Train/Val Split", "data")
-        sft = format_sft(
-            train_dataset=split.outputs["train_dataset"],
-            val_dataset=split.outputs["val_dataset"],
             template=template,
-            settings=format_settings,
-            package_version=VERSION,
-        )
-        place(sft, "Format for SFT", "data")
-        tokens = tokenize(
-            train_sft=sft.outputs["train_sft"],
-            val_sft=sft.outputs["val_sft"],
             model_name=model_name,
             max_length=max_length,
             seed=seed,
-            settings=tokenize_settings,
+        )
+        tokens.set_display_name("Partitions to Tokens")
+        return Data(*(tokens.outputs[name] for name in DATASETS))
+
+    return files_to_tokens
+
+
+def sharded_data_pipeline(options: ClusterOptions) -> Any:
+    """Makes the pipeline for a cluster.
+
+    Args:
+        options: What was chosen for the cluster; the volume of data, if there is one, is mounted by many pods at once.
+
+    Returns:
+        The pipeline, as KFP's compiler takes it.
+    """
+    cluster = Cluster(options)
+    place, files_to_tokens = cluster.place, _files_to_tokens(cluster)
+
+    @dsl.pipeline(
+        name="llm-sharded-data",
+        display_name="LLM data, sharded",
+        description="Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.",
+    )
+    def sharded_data(
+        files: str,
+        shards: int = 8,
+        val_ratio: float = 0.1,
+        template: str = TEMPLATE,
+        model_name: str = "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        max_length: int = 1024,
+        seed: int = 42,
+        recipe: dict = {},  # noqa: B006 - the form of kfp
+    ) -> Data:
+        """Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.
+
+        Args:
+            files: Files as Load Dataset's jsonl_path takes them, such as s3://bucket/data/*.jsonl.gz.
+            shards: Pods that read side by side, as far as there are files, and partitions cleaned side by side.
+            val_ratio: Share of the rows kept for validation.
+            template: How a row becomes prompt and completion; 'chat' uses the model's own chat template.
+            model_name: Base model whose tokenizer is used: Hub id, or folder under /mnt/data, the volume of data_claim.
+            max_length: Most tokens in a row.
+            seed: Seed of split and packing.
+            recipe: Every other setting: sections fields, filter_clean, train_val_split, format_sft and tokenize.
+
+        Returns:
+            The kept rows, and both splits as text and as tokens.
+        """
+        checked = check_recipe(
+            parameters={"val_ratio": val_ratio, "model_name": model_name, "max_length": max_length, "seed": seed},
+            template=template,
+            recipe=recipe,
             package_version=VERSION,
         )
-        place(tokens, "Tokenize", "data", retries=NETWORK_RETRIES)
-
-    def gathered(title: str, task: dsl.PipelineTask, output: str) -> dsl.PipelineTask:
-        whole = gather_shards(shards=dsl.Collected(task.outputs[output]), package_version=VERSION)
-        return place(whole, title, "data")
-
-    val_tokens = gather_shards(
-        shards=dsl.Collected(tokens.outputs["val_tokens"]),
-        row_of=dsl.Collected(sft.outputs["val_sft"]),
-        package_version=VERSION,
-    )
-    place(val_tokens, "Gather Validation Tokens", "data")
-    return Data(
-        gathered("Gather Clean Rows", clean, "clean_dataset").outputs["dataset"],
-        gathered("Gather Training Rows", sft, "train_sft").outputs["dataset"],
-        gathered("Gather Validation Rows", sft, "val_sft").outputs["dataset"],
-        gathered("Gather Training Tokens", tokens, "train_tokens").outputs["dataset"],
-        val_tokens.outputs["dataset"],
-    )
-
-
-# As a pipeline of its own: KFP's local runner mixes up a loop's item with named outputs of tasks outside the loop.
-@dsl.pipeline(
-    name="llm-shards",
-    display_name="Files to tokens",
-    description="Loads each shard and deals its rows out, then turns partitions into tokens.",
-)
-def files_to_tokens(
-    files: list[str],
-    numbers: list[int],
-    shards: int,
-    object_store_secret: str,
-    filter_settings: dict,
-    split_settings: dict,
-    format_settings: dict,
-    tokenize_settings: dict,
-    val_ratio: float,
-    template: str,
-    model_name: str,
-    max_length: int,
-    seed: int,
-) -> Data:
-    """Loads each shard and deals its rows out, then turns partitions into tokens.
-
-    Args:
-        files: Files of each shard.
-        numbers: Numbers of the partitions.
-        shards: How many there are.
-        object_store_secret: Secret with the keys of an object store.
-        filter_settings: Settings of Filter & Clean.
-        split_settings: Settings of Train/Val Split.
-        format_settings: Settings of Format for SFT.
-        tokenize_settings: Settings of Tokenize.
-        val_ratio: Share of the rows kept for validation.
-        template: How a row becomes prompt and completion.
-        model_name: Base model whose tokenizer is used.
-        max_length: Most tokens in a row.
-        seed: Seed of split and packing.
-
-    Returns:
-        The datasets of all partitions, in the order of their numbers.
-    """
-    with dsl.ParallelFor(files, name="shards") as shard:
-        raw = load_dataset(source_type="jsonl_path", jsonl_path=shard, max_samples=0, package_version=VERSION)
-        _CLUSTER.place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
-        _CLUSTER.with_object_store(raw, {"object_store_secret": object_store_secret})
-        dealt = partition_rows(
-            raw_dataset=raw.outputs["raw_dataset"], parts=shards, settings=filter_settings, package_version=VERSION
+        place(checked, "Check Recipe", "small")
+        plan = plan_shards(
+            files=files, shards=shards, split_settings=checked.outputs["train_val_split"], package_version=VERSION
         )
-        _CLUSTER.place(dealt, "Partition Rows", "data")
-    tokens = partitions_to_tokens(
-        partitions=dsl.Collected(dealt.outputs["partitions"]),
-        numbers=numbers,
-        filter_settings=filter_settings,
-        split_settings=split_settings,
-        format_settings=format_settings,
-        tokenize_settings=tokenize_settings,
-        val_ratio=val_ratio,
-        template=template,
-        model_name=model_name,
-        max_length=max_length,
-        seed=seed,
-    )
-    tokens.set_display_name("Partitions to Tokens")
-    return Data(*(tokens.outputs[name] for name in DATASETS))
+        place(plan, "Plan Shards", "small", cached=False, retries=NETWORK_RETRIES)
+        cluster.with_datasets(plan, checked.outputs)
+        numbers = number_shards(shards=shards, package_version=VERSION)
+        place(numbers, "Number Partitions", "small")
+        tokens = files_to_tokens(
+            files=plan.output,
+            numbers=numbers.output,
+            shards=shards,
+            hub_token_secret=checked.outputs["hub_token_secret"],
+            object_store_secret=checked.outputs["object_store_secret"],
+            filter_settings=checked.outputs["filter_clean"],
+            split_settings=checked.outputs["train_val_split"],
+            format_settings=checked.outputs["format_sft"],
+            tokenize_settings=checked.outputs["tokenize"],
+            val_ratio=val_ratio,
+            template=template,
+            model_name=model_name,
+            max_length=max_length,
+            seed=seed,
+        )
+        tokens.set_display_name("Files to Tokens")
+        return Data(*(tokens.outputs[name] for name in DATASETS))
 
-
-@dsl.pipeline(
-    name="llm-sharded-data",
-    display_name="LLM data, sharded",
-    description="Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.",
-)
-def sharded_data(
-    files: str,
-    shards: int = 8,
-    val_ratio: float = 0.1,
-    template: str = TEMPLATE,
-    model_name: str = "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    max_length: int = 1024,
-    seed: int = 42,
-    recipe: dict = {},  # noqa: B006 - the form of kfp
-) -> Data:
-    """Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.
-
-    Args:
-        files: Files as Load Dataset's jsonl_path takes them, such as s3://bucket/data/*.jsonl.gz.
-        shards: Pods that read side by side, as far as there are files, and partitions that are cleaned side by side.
-        val_ratio: Share of the rows kept for validation.
-        template: How a row becomes prompt and completion; 'chat' uses the model's own chat template.
-        model_name: Base model whose tokenizer is used: Hub id, or folder on a mounted volume.
-        max_length: Most tokens in a row.
-        seed: Seed of split and packing.
-        recipe: Every other setting: sections fields, filter_clean, train_val_split, format_sft and tokenize.
-
-    Returns:
-        The kept rows, and both splits as text and as tokens.
-    """
-    place = _CLUSTER.place
-    checked = check_recipe(
-        parameters={
-            "val_ratio": val_ratio,
-            "model_name": model_name,
-            "max_length": max_length,
-            "seed": seed,
-        },
-        template=template,
-        recipe=recipe,
-        package_version=VERSION,
-    )
-    place(checked, "Check Recipe", "small")
-    plan = plan_shards(
-        files=files, shards=shards, split_settings=checked.outputs["train_val_split"], package_version=VERSION
-    )
-    place(plan, "Plan Shards", "small", cached=False)
-    _CLUSTER.with_object_store(plan, checked.outputs)
-    numbers = number_shards(shards=shards, package_version=VERSION)
-    place(numbers, "Number Partitions", "small")
-    tokens = files_to_tokens(
-        files=plan.output,
-        numbers=numbers.output,
-        shards=shards,
-        object_store_secret=checked.outputs["object_store_secret"],
-        filter_settings=checked.outputs["filter_clean"],
-        split_settings=checked.outputs["train_val_split"],
-        format_settings=checked.outputs["format_sft"],
-        tokenize_settings=checked.outputs["tokenize"],
-        val_ratio=val_ratio,
-        template=template,
-        model_name=model_name,
-        max_length=max_length,
-        seed=seed,
-    )
-    tokens.set_display_name("Files to Tokens")
-    return Data(*(tokens.outputs[name] for name in DATASETS))
+    return sharded_data

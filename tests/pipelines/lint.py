@@ -1,6 +1,6 @@
 """Faults that KFP's compiler lets through and that only show, or hide, when the pipeline runs.
 
-Each function returns a line per fault of a compiled PipelineSpec.
+Each function returns a line per fault of a compiled PipelineSpec, or of what its cards ask of the cluster.
 """
 
 import json
@@ -11,12 +11,24 @@ from typing import Any
 MOST_ARGUMENT_BYTES = 100_000
 """Linux takes 128 KiB per argument; KFP passes a step's source and all its inputs as one each."""
 PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
+OPENED = {"hf_dataset", "eval_sets", "files"}
+"""Inputs of cards that open datasets, wherever they lie; hf:// is an address of files, too."""
 
 
-def lint(spec: dict[str, Any]) -> list[str]:
-    """Returns all faults."""
+def lint(spec: dict[str, Any], platform: dict[str, Any] | None = None) -> list[str]:
+    """Returns all faults.
+
+    Args:
+        spec: The compiled PipelineSpec.
+        platform: The document after it, with what every card asks of the cluster; None where there is none.
+    """
     checks = (undeclared_inputs, gates_on_named_outputs, long_arguments, unresolved_placeholders, numeric_gpu_counts)
-    return [fault for check in checks for fault in check(spec)]
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
+    of_both = (undeclared_cluster_inputs, sources_out_of_reach)
+    return [
+        *(fault for check in checks for fault in check(spec)),
+        *(fault for check in of_both for fault in check(spec, kubernetes)),
+    ]
 
 
 def graphs(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,4 +101,44 @@ def numeric_gpu_counts(spec: dict[str, Any]) -> list[str]:
                 source = task["inputs"]["parameters"].get(parameter, {}).get("componentInputParameter", "")
                 if kinds.get(source, "STRING") != "STRING":
                     faults.append(f"{name}/{task_name}: the GPU count {source} is {kinds[source]}, not text")
+    return faults
+
+
+def _cards(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, dict[str, Any]]]:
+    """Yields every card as the graph around it, that graph's component, its own name and its task."""
+    for name, component in graphs(spec):
+        for task_name, task in component["dag"]["tasks"].items():
+            if "executorLabel" in spec["components"][task["componentRef"]["name"]]:
+                yield name, component, task_name, task
+
+
+def undeclared_cluster_inputs(spec: dict[str, Any], kubernetes: dict[str, Any]) -> list[str]:
+    """A card's secret or volume is named by an input that the graph around it does not have."""
+    faults = []
+    for name, graph, task_name, task in _cards(spec):
+        declared = graph.get("inputDefinitions", {}).get("parameters", {})
+        asked = kubernetes.get(spec["components"][task["componentRef"]["name"]]["executorLabel"], {})
+        for parameter in sorted(set(re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps(asked)))):
+            if parameter not in declared:
+                faults.append(f"{name}/{task_name} is placed by {parameter}, which {name} does not declare")
+    return faults
+
+
+def sources_out_of_reach(spec: dict[str, Any], kubernetes: dict[str, Any]) -> list[str]:
+    """A card opens datasets or a model by name without a way to the Hub, or datasets without keys of a store."""
+    faults = []
+    for name, _, task_name, task in _cards(spec):
+        component = spec["components"][task["componentRef"]["name"]]
+        known = set(component.get("inputDefinitions", {}).get("parameters", {}))
+        environment = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"].get("env", [])
+        asked = kubernetes.get(component["executorLabel"], {}).get("secretAsEnv", [])
+        secrets = {key["envVar"] for secret in asked for key in secret["keyToEnv"]}
+        datasets = ", ".join(sorted(known & OPENED))
+        inputs = task.get("inputs", {})
+        named = "model_name" in inputs.get("parameters", {}) and "model_config" not in inputs.get("artifacts", {})
+        online = {"name": "HF_HUB_OFFLINE", "value": "0"} in environment and "HF_TOKEN" in secrets
+        if (datasets or named) and not online:
+            faults.append(f"{name}/{task_name} takes {datasets or 'model_name'}, but has no way to the Hub")
+        if datasets and "AWS_ACCESS_KEY_ID" not in secrets:
+            faults.append(f"{name}/{task_name} takes {datasets}, but has no keys of an object store")
     return faults

@@ -1,16 +1,17 @@
 import inspect
-import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 from lint import graphs, lint
 
-from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.compile import COMPILED, RESOURCES, compile_pipeline, compile_resources, content_version
 from llm_finetune.pipelines.finetune import finetune
 from llm_finetune.pipelines.local.state import card_titles
-from llm_finetune.pipelines.options import ClusterOptions, read_options
+from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 
 TITLES = {
@@ -20,12 +21,14 @@ TITLES = {
     "quality-gate": "Quality Gate", "merge-export": "Merge & Export", "vllm-serve": "vLLM Serve", "report": "Report",
 }  # fmt: skip
 ON_GPU = {"finetune-lora", "evaluate"}
-NETWORK = {"load-dataset", "load-model"}
+NETWORK = {"load-dataset", "filter-clean", "load-model"}
+HUB = NETWORK | {"evaluate", "merge-export"}
 NEVER_CACHED = {"quality-gate", "vllm-serve", "report"}
 SECRET = "what-nobody-may-see"
 EVERYTHING = ClusterOptions(
-    model_cache=True, checkpoints=True, spot=True, image_pull_secrets=("registry",), queue="team"
-)
+    model_cache=True, checkpoints=True, spot=True, image_pull_secrets=("registry",), queue="team", data_claim="rows",
+    environment={"HF_ENDPOINT": "https://hub.example"}, ca_config_map="company",
+)  # fmt: skip
 
 
 class Compiled:
@@ -33,7 +36,7 @@ class Compiled:
 
     def __init__(self, path):
         self.text = path.read_text()
-        self.spec, platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
+        self.spec, self.platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
         self.tasks = {
             name: task
             for _, graph in graphs(self.spec)
@@ -43,13 +46,17 @@ class Compiled:
         self.containers = {
             name: self.spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"] for name in self.tasks
         }
-        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        executors = self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.cluster = {name: executors[f"exec-{name}"] for name in self.tasks}
 
     def retries(self):
         return {
             name: task["retryPolicy"]["maxRetryCount"] for name, task in self.tasks.items() if "retryPolicy" in task
         }
+
+    def environments(self):
+        return {name: {variable["name"]: variable["value"] for variable in container["env"]}
+                for name, container in self.containers.items() if container.get("env")}  # fmt: skip
 
     def volumes(self, kind, key="mountPath"):
         return {name: {volume[key] for volume in self.cluster[name].get(kind, [])} for name in self.tasks}
@@ -84,6 +91,8 @@ def test_the_committed_resources_are_what_the_code_compiles_to(plain, tmp_path):
     }, "run `make compile`"
     pipeline, version = (yaml.load(file.read_text(), Loader=yaml.CSafeLoader) for file in written)
     assert (pipeline["kind"], pipeline["metadata"]) == ("Pipeline", {"name": "llm-finetune"})
+    # `submit` looks for the pipeline by its shown name: under another one it would be made a second time, and refused.
+    assert pipeline["spec"]["displayName"] == pipeline["metadata"]["name"]
     spec = version["spec"]
     assert (spec["pipelineName"], spec["displayName"]) == ("llm-finetune", content_version(COMPILED))
     assert version["metadata"]["name"] == f"llm-finetune-{content_version(COMPILED).replace('.', '-')}"
@@ -94,7 +103,7 @@ def test_the_committed_resources_are_what_the_code_compiles_to(plain, tmp_path):
 
 
 def test_the_compiled_pipeline_has_no_fault(compiled):
-    assert lint(compiled.spec) == []
+    assert lint(compiled.spec, compiled.platform) == []
 
 
 def test_it_has_all_cards_under_their_titles(plain, tmp_path):
@@ -171,10 +180,23 @@ def test_secrets_are_named_where_they_are_needed_and_never_contained(compiled):
     }
     keys = {"JUDGE", "ENDPOINT", "WANDB", "MLFLOW"}
     assert given == {
-        "load-dataset": {"HF", "AWS"}, "load-model": {"HF"}, "finetune-lora": keys, "evaluate": {"HF", *keys}, "merge-export": {"HF", "AWS"},
+        "load-dataset": {"HF", "AWS"}, "filter-clean": {"HF", "AWS"}, "load-model": {"HF"},
+        "finetune-lora": {"AWS", *keys}, "evaluate": {"HF", *keys}, "merge-export": {"HF", "AWS"},
     }  # fmt: skip
     assert all(secret["optional"] for cluster in compiled.cluster.values() for secret in cluster.get("secretAsEnv", []))
     assert SECRET not in compiled.text
+
+
+def test_the_region_gets_the_name_that_s3_s_client_reads(plain):
+    [store] = [s for s in plain.cluster["load-dataset"]["secretAsEnv"] if len(s["keyToEnv"]) > 1]
+    variables = {key["secretKey"]: key["envVar"] for key in store["keyToEnv"]}
+    assert variables["AWS_REGION"] == "AWS_DEFAULT_REGION"
+    client = subprocess.run(
+        [sys.executable, "-c", "import botocore.session as b; print(b.Session().get_config_variable('region'))"],
+        env={**os.environ, "AWS_DEFAULT_REGION": "eu-central-1", "AWS_REGION": "elsewhere"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert client.stdout.strip() == "eu-central-1"
 
 
 def test_only_what_can_pass_by_itself_is_tried_again(plain, full):
@@ -226,8 +248,9 @@ def test_without_options_no_volume_has_to_exist_and_weights_travel_as_a_copy(pla
 
 def test_with_volumes_weights_are_passed_by_reference_and_checkpoints_outlive_the_pod(full):
     mounted = {name: paths for name, paths in full.volumes("pvcMount").items() if paths}
-    cache, checkpoints = "/mnt/model-cache", "/mnt/checkpoints"
+    cache, checkpoints, data = "/mnt/model-cache", "/mnt/checkpoints", "/mnt/data"
     assert mounted == {
+        "load-dataset": {data}, "filter-clean": {data},
         "load-model": {cache}, "finetune-lora": {cache, checkpoints}, "evaluate": {cache}, "merge-export": {cache},
     }  # fmt: skip
     constants = {name: value["runtimeValue"]["constant"] for name, value in full.tasks["load-model"]["inputs"]["parameters"].items()
@@ -237,36 +260,24 @@ def test_with_volumes_weights_are_passed_by_reference_and_checkpoints_outlive_th
     assert root == {"runtimeValue": {"constant": checkpoints}}
 
 
-def test_only_the_cards_that_load_or_publish_reach_the_hub(compiled):
-    online = {name for name, container in compiled.containers.items() if container.get("env")}
-    assert online == {"load-dataset", "load-model", "evaluate", "merge-export"}
-    values = {json.dumps(container["env"]) for container in compiled.containers.values() if container.get("env")}
-    assert values == {json.dumps([{"name": "HF_HUB_OFFLINE", "value": "0"}])}
+def test_only_the_cards_that_load_or_publish_reach_the_hub(plain, full):
+    environments = plain.environments()
+    assert environments == {name: {"HF_HUB_OFFLINE": "0"} for name in HUB}
+    assert {name for name, variables in full.environments().items() if "HF_HUB_OFFLINE" in variables} == HUB
+    page = " ".join((COMPILED.parents[2] / "docs" / "images.md").read_text().split())
+    assert set(re.search(r"write to the Hub \(([^)]+)\)", page)[1].split(", ")) == {TITLES[name] for name in HUB}
 
 
-def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
-    file = tmp_path / "cluster.yaml"
-    file.write_text("spot: true\nmodel_cache: true\nsizes: {train: {memory: 96Gi}}\n")
-    options = read_options(file, ["spot=false", "image_pull_secrets=[registry]"])
-    assert (options.spot, options.model_cache, options.image_pull_secrets) == (False, True, ("registry",))
-    assert (options.size("train").memory, options.size("train").cpu) == ("96Gi", "8")
-
-
-@pytest.mark.parametrize(
-    ("file", "assignments", "message"),
-    [
-        ("", ["model_cash=true"], "unknown setting 'option.model_cash'; did you mean 'model_cache'?"),
-        ("", ["spot"], "--option 'spot' is not of the form name=value"),
-        ("", ["sizes={huge: {}}"], "option.sizes.huge"),
-        ("", ["sizes={train: {memory: 96GB}}"], "sizes.train.memory = '96GB'"),
-        ("", ["sizes={train: {cpu: '32'}}"], "cpu_limit 16 is less than cpu 32"),
-        ("", ["image_pull_policy=Sometimes"], "option.image_pull_policy = 'Sometimes'"),
-        ("- spot", [], "holds list, not a mapping"),
-        ("spot: [", [], "while parsing"),
-    ],
-)
-def test_an_impossible_option_is_refused(tmp_path, file, assignments, message):
-    (tmp_path / "o.yaml").write_text(file)
-    with pytest.raises(UserError) as error:
-        read_options(tmp_path / "o.yaml", assignments)
-    assert message in str(error.value)
+def test_what_the_way_out_asks_for_is_given_to_the_cards_that_go_out_and_to_no_other(full):
+    authorities = "/etc/llm-finetune/authorities"
+    expected = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"), f"{authorities}/ca.crt")
+    expected["HF_ENDPOINT"] = "https://hub.example"
+    given = {
+        name: variables for name, variables in full.environments().items() if expected.items() <= variables.items()
+    }
+    assert set(given) == HUB | {"finetune-lora"}
+    mounted = {
+        name: cluster["configMapAsVolume"] for name, cluster in full.cluster.items() if "configMapAsVolume" in cluster
+    }
+    assert set(mounted) == set(given)  # once each, however many reasons a card has to go out
+    assert [[v["mountPath"] for v in volumes] for volumes in mounted.values()] == [[authorities]] * len(given)

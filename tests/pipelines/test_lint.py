@@ -17,9 +17,18 @@ def decide() -> NamedTuple("Outputs", [("passed", bool)]):
     return (True,)
 
 
-def compiled(pipeline, tmp_path):
+@dsl.component(base_image="python", install_kfp_package=False)
+def read(model_name: str = "", eval_sets: str = "") -> str:
+    return model_name
+
+
+def documents(pipeline, tmp_path):
     compiler.Compiler().compile(pipeline, str(tmp_path / "p.yaml"))
-    return next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    return list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+
+
+def compiled(pipeline, tmp_path):
+    return documents(pipeline, tmp_path)[0]
 
 
 def test_lint_finds_an_input_that_is_not_declared(tmp_path):
@@ -68,3 +77,27 @@ def test_lint_finds_a_gpu_count_that_is_a_number(tmp_path):
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm")
 
     assert any("is NUMBER_INTEGER, not text" in fault for fault in lint(compiled(planted, tmp_path)))
+
+
+def test_lint_finds_sources_that_a_card_can_not_reach(tmp_path):
+    @dsl.pipeline
+    def planted(secret: str = "keys"):
+        read().set_display_name("offline")
+        kubernetes.use_secret_as_env(read().set_env_variable("HF_HUB_OFFLINE", "0"), secret, {"token": "HF_TOKEN"})
+
+    assert lint(*documents(planted, tmp_path)) == [
+        "root/read takes eval_sets, but has no way to the Hub",
+        "root/read takes eval_sets, but has no keys of an object store",
+        "root/read-2 takes eval_sets, but has no keys of an object store",
+    ]
+
+
+def test_lint_finds_a_secret_named_by_an_input_that_is_not_declared(tmp_path):
+    @dsl.pipeline
+    def planted(secret: str = "keys"):
+        kubernetes.use_secret_as_env(work(), secret, {"token": "HF_TOKEN"})
+
+    spec, platform = documents(planted, tmp_path)
+    assert lint(spec, platform) == []
+    del spec["root"]["inputDefinitions"]
+    assert "root/work is placed by secret, which root does not declare" in lint(spec, platform)

@@ -81,6 +81,24 @@ def test_a_plan_holds_what_decides_the_model_alone():
     }  # fmt: skip
 
 
+def test_a_plan_holds_no_passwords_and_signatures():
+    recipe = {
+        "load_dataset": {"mixture": [{"path": "https://a:b@x.org/r.jsonl?X-Amz-Signature=ff#g, s3://k:l@b/?.jsonl"}]},
+        "filter_clean": {"eval_sets": ["https://x.org/e.jsonl?sig=ff", {"jsonl_url": "https://u@x.org/f.jsonl"}]},
+        "merge_export": {"registry_url": "http://me:secret@registry:8080"},
+        "evaluate": {"system_prompt": "see https://x.org/?page=1"},
+    }
+    parameters = DEFAULTS | {"jsonl_url": "https://me:p%40ss@x.org/r.jsonl?sig=ff", "template": "https://a?b {output}"}
+    plan = plan_of(parameters, recipe)
+    assert plan["parameters"]["jsonl_url"] == "https://x.org/r.jsonl"
+    assert plan["parameters"]["template"] == parameters["template"]
+    assert plan["load_dataset"] == {"mixture": [{"path": "https://x.org/r.jsonl, s3://b/?.jsonl"}]}
+    assert plan["filter_clean"] == {"eval_sets": ["https://x.org/e.jsonl", {"jsonl_url": "https://x.org/f.jsonl"}]}
+    assert plan["merge_export"] == {"registry_url": "http://registry:8080"}
+    assert plan["evaluate"] == recipe["evaluate"]
+    assert recipe["merge_export"] == {"registry_url": "http://me:secret@registry:8080"}
+
+
 def test_a_model_card_gives_its_recipe_back(tmp_path):
     card = tmp_path / "README.md"
     card.write_text(

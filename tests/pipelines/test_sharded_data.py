@@ -24,7 +24,8 @@ from llm_finetune.components.data.train_val_split.component import train_val_spl
 from llm_finetune.components.shared import tables
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.pipelines.compile import SHARDED, compile_sharded
-from llm_finetune.pipelines.sharded_data import DATASETS, sharded_data
+from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.sharded_data import DATASETS, sharded_data_pipeline
 
 FILES, ROWS = 5, 60
 
@@ -151,8 +152,8 @@ def test_row_numbers_go_on_over_the_shards_and_what_lies_beside_is_kept(tmp_path
 def test_the_pipeline_compiles_without_fault_and_takes_the_shard_count_when_it_runs(tmp_path):
     compile_sharded(tmp_path / "sharded.yaml")
     assert (tmp_path / "sharded.yaml").read_text() == SHARDED.read_text(), "run `make compile`"
-    spec = next(yaml.safe_load_all((tmp_path / "sharded.yaml").read_text()))
-    assert lint(spec) == []
+    spec, platform = yaml.load_all((tmp_path / "sharded.yaml").read_text(), Loader=yaml.CSafeLoader)
+    assert lint(spec, platform) == []
     assert spec["root"]["inputDefinitions"]["parameters"]["shards"]["parameterType"] == "NUMBER_INTEGER"
     loops = [task for c in spec["components"].values() for task in c.get("dag", {}).get("tasks", {}).values()
              if "parameterIterator" in task]  # fmt: skip
@@ -176,6 +177,7 @@ def documents(*splits: dsl.Dataset) -> Counter:
 def test_kfp_runs_it_here_and_the_tokens_are_those_of_the_single_path(source, tmp_path):
     model = str(tiny_tokenizer(tmp_path / "model"))
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+    sharded_data = sharded_data_pipeline(ClusterOptions(load_online=False))
     task = sharded_data(files=f"{source}/*.jsonl", shards=2, model_name=model, max_length=256)
     clean, train_sft, val_sft, *tokens = (task.outputs[name] for name in DATASETS)
 
