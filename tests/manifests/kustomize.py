@@ -33,10 +33,13 @@ FITTING = {
     "gke": (*ANYWHERE, "istio-authz"),
     "onprem-minio": (*ANYWHERE, "istio-authz"),
     "kubeflow-profile": (*ANYWHERE, "quota"),
-    "kind-cpu": ("gateway-api", "istio-authz", "knative", "monitoring", "node-reader"),
+    "kind-cpu": ("gateway-api", "istio-authz", "knative", "monitoring", "node-reader", "writable-volumes"),
 }
 # Roots that stand for themselves.
-APART = ("argocd", "argocd/apps", "flux", "cluster/kueue", "serving/plain", "serving/autoscaled", "kfp")
+APART = (
+    "argocd", "argocd/apps", "argocd/serving", "flux", "flux/serving", "cluster/kueue", "serving/plain",
+    "serving/autoscaled", "kfp",
+)  # fmt: skip
 
 
 @functools.cache

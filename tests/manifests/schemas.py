@@ -11,7 +11,7 @@ import kubernetes_validate
 from manifests.kustomize import Manifest
 
 VERSIONS = tuple(f"1.{minor}" for minor in range(28, 38))
-CORE = {"v1", "networking.k8s.io/v1", "rbac.authorization.k8s.io/v1"}
+CORE = {"v1", "batch/v1", "networking.k8s.io/v1", "rbac.authorization.k8s.io/v1"}
 # Custom resources whose schemas are not among those that LLM_FINETUNE_CRD_SCHEMAS names.
 UNSCHEMED = {
     "external-secrets.io/v1", "keda.sh/v1alpha1", "kueue.x-k8s.io/v1beta2", "kustomize.toolkit.fluxcd.io/v1",

@@ -97,3 +97,13 @@ def test_sizing_table_is_the_estimator_s() -> None:
     from manifests.sizing import written  # brings torch
 
     assert written(TEXT) == TEXT, "run: PYTHONPATH=tests python -m manifests.sizing"
+
+
+def test_commands_use_variables_that_stand_near() -> None:
+    """What a block of commands uses is set in it, or in the block before."""
+    before: set[str] = set()
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL):
+        here = set(re.findall(r"(?<![\w$])([A-Z]+)=", block))
+        used = set(re.findall(r"\$\{?([A-Z]+)\b", block))
+        assert used <= here | before, block
+        before = here | (before & used)
