@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
+from llm_finetune.components.shared.attention import attention_of
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.losses import unwrapped
@@ -27,7 +29,7 @@ def load_base(
     Args:
         model_config: Folder written by Load Base Model.
         dtype: Precision of the weights; with `load_in_4bit`, of what is not quantised.
-        attention: Attention function of transformers.
+        attention: Attention function of transformers; a model that does not compute the same with it gets another.
         load_in_4bit: NF4 with double quantisation and bfloat16 products (QLoRA, arXiv 2305.14314).
         device: Where to load it; empty takes the GPU if there is one.
         parts: Processes that divide the weights between them (FSDP2); each loads its part alone.
@@ -43,15 +45,16 @@ def load_base(
     options: dict[str, Any] = {"quantization_config": nf4_config()} if load_in_4bit else {}
     options |= {"distributed_config": DistributedConfig(fsdp_size=parts)} if parts > 1 else {"device_map": {"": device}}
     try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=attention_of(config, attention),
             use_safetensors=True,
             trust_remote_code=False,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the base model in {name!r} could not be loaded: {str(error).strip()}") from error
     if parts > 1:
         # No weight is divided by tensor parallelism, but PEFT takes the size 1 for a sign of it and, where one process
@@ -82,12 +85,13 @@ def _keep_trainable_layout(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(model: Any, attention: str = "sdpa") -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Puts a model into evaluation mode with an attention function that takes padded batches; undoes both after."""
     causal, training = unwrapped(model), model.training
     own = causal.config._attn_implementation
+    attention = attention_of(causal.config, "eager" if own == "eager" else "sdpa")
     model.eval()
-    if own != attention and own != "eager":
+    if own != attention:
         causal.set_attn_implementation(attention)
     try:
         with torch.no_grad():

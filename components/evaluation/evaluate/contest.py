@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
-
+from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.endpoint import Endpoint, EndpointError, served_answers
 from llm_finetune.components.evaluation.evaluate.examples import Answers
 from llm_finetune.components.evaluation.evaluate.generation import Answer, Decoding, generate, with_examples
 from llm_finetune.components.evaluation.evaluate.judge import judge, pairs_of
-from llm_finetune.components.evaluation.evaluate.loss import adapted
 from llm_finetune.components.evaluation.evaluate.rows import Prompt, examples
 from llm_finetune.components.evaluation.evaluate.scores import Scorer
 from llm_finetune.components.evaluation.evaluate.settings import Settings
@@ -84,9 +82,9 @@ def servers(settings: Settings) -> dict[str, Endpoint]:
     }
 
 
-def end_tokens(ft_result: Path) -> list[int]:
-    """Returns the ids that end a turn, from the adapter's generation config."""
-    ends = GenerationConfig.from_pretrained(ft_result).eos_token_id
+def end_tokens(model: Any) -> list[int]:
+    """Returns the ids that end a turn, from the model's generation config."""
+    ends = model.generation_config.eos_token_id
     return ends if isinstance(ends, list) else [ends]
 
 

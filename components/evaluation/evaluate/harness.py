@@ -7,8 +7,9 @@ from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
+from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import is_out_of_memory
-from llm_finetune.components.evaluation.evaluate.loss import MODELS, adapted
+from llm_finetune.components.evaluation.evaluate.loss import MODELS
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.settings import listed

@@ -1,13 +1,13 @@
 """Losses of the base and the tuned model, row by row."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.rows import windows
 from llm_finetune.components.shared.errors import UserError
@@ -37,11 +37,6 @@ class Losses:
     def delta(self) -> np.ndarray:
         """Tuned minus base, per row."""
         return self.nll["tuned"] - self.nll["base"]
-
-
-def adapted(model: Any, tuned: bool) -> AbstractContextManager[None]:
-    """Runs a PEFT model with its adapter, or as the base model without it."""
-    return nullcontext() if tuned else model.disable_adapter()
 
 
 def measure(model: Any, val_tokens: Path, chosen: np.ndarray, budget: TokenBudget) -> Losses:

@@ -78,11 +78,16 @@ def answer_start(labels: list[int]) -> int:
     return start
 
 
+def ends_in_answer(row: dict[str, Any]) -> bool:
+    """Tells whether a row ends with an answer; the last one of a conversation may have been cut off."""
+    return bool(row["labels"][-1] != IGNORED)
+
+
 def prompt_of(row: dict[str, Any], tokenizer: Any) -> Prompt:
     """Splits a validation row into the prompt and the last answer.
 
     Args:
-        row: `input_ids`, `labels` and `row`.
+        row: `input_ids`, `labels` and `row`, ending in an answer.
         tokenizer: Decodes the reference.
 
     Returns:

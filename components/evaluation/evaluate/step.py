@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 from transformers import AutoTokenizer
 
 from llm_finetune.components.evaluation.evaluate import comparison, contest, harness, judge, loss, page, rows
+from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
 from llm_finetune.components.evaluation.evaluate.settings import Settings
@@ -88,12 +88,12 @@ def evaluate(
     columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
     tokenizer = AutoTokenizer.from_pretrained(ft_result, trust_remote_code=False)
     dtype = fast_dtype()
-    model = PeftModel.from_pretrained(load_base(model_config, dtype, "sdpa", load_in_4bit), str(ft_result))
+    model = with_adapter(load_base(model_config, dtype, load_in_4bit=load_in_4bit), ft_result)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
-    models = contest.Models(model, tokenizer, contest.end_tokens(Path(ft_result)), context, servers)
+    models = contest.Models(model, tokenizer, contest.end_tokens(model), context, servers)
     with evaluating(model):
         losses = loss.measure(model, val_tokens, chosen, budget)
-        asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], tokenizer)
+        asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], tokenizer, findings)
         if asked.prompts:
             training = Path(train_tokens) if train_tokens else None
             asked = contest.answer(models, asked.prompts, asked.texts, training, settings, budget, findings)
@@ -120,8 +120,16 @@ def _named(val_tokens: Path, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate([np.array([row["row"] for row in window], dtype=np.int64) for window in windows])
 
 
-def _prompts(val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any) -> Answers:
-    prompts = [rows.prompt_of(row, tokenizer) for window in rows.windows(val_tokens, chosen) for row in window]
+def _prompts(
+    val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any, findings: contest.Findings
+) -> Answers:
+    drawn = [row for window in rows.windows(val_tokens, chosen) for row in window]
+    prompts = [rows.prompt_of(row, tokenizer) for row in drawn if rows.ends_in_answer(row)]
+    if len(prompts) < len(drawn):
+        findings.note(
+            f"{len(drawn) - len(prompts)} of {len(drawn)} rows were not answered: max_length cut off the answer that "
+            "they end with, which leaves nothing to compare with"
+        )
     wanted = np.array([prompt.row for prompt in prompts], dtype=np.int64)
     return Answers(prompts, rows.texts(val_sft, "prompt", wanted))
 

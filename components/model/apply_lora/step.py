@@ -10,6 +10,7 @@ from peft import LoraConfig
 from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
 from llm_finetune.components.model.apply_lora.targets import check_saved, check_targets, linear_names
+from llm_finetune.components.shared.adapters import unserved
 from llm_finetune.components.shared.architecture import (
     adapter_of,
     empty_model,
@@ -116,7 +117,7 @@ def apply_lora(
         trainable_share=adapter.trainable / total,
         estimated_memory_gib=round(memory.gib, 2),
         fits=_fits(memory, settings.gpu_memory_gib),
-        serves_as_adapter=not (settings.use_dora or settings.saved or settings.init in ("pissa", "olora")),
+        serves_as_adapter=not unserved(json.loads((Path(lora_config) / "adapter_config.json").read_text())),
         content_hash=content_hash(lora_config),
     )
     advice = advise(shape, adapter, plan, settings.gpu_memory_gib, settings.max_length) if facts.fits == "no" else ""

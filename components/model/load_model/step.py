@@ -122,7 +122,7 @@ def _read_config(source: Source) -> dict[str, Any]:
 def _causal_architecture(source: Source, config: dict[str, Any]) -> str:
     """Returns the architecture's name, or refuses what cannot be fine-tuned here."""
     architecture = next(iter(config.get("architectures") or []), "")
-    if config.get("auto_map"):
+    if config.get("auto_map") and not _is_native(str(config.get("model_type")), architecture):
         raise UserError(
             f"{source.name} needs program code from its own repository ({config['auto_map']}); this suite never runs "
             "such code. Take a model whose architecture is part of transformers"
@@ -139,6 +139,13 @@ def _causal_architecture(source: Source, config: dict[str, Any]) -> str:
             "16-bit model; load_in_4bit quantises it for the training"
         )
     return architecture
+
+
+def _is_native(model_type: str, architecture: str) -> bool:
+    """Tells whether transformers has a model itself, whose repository may still name the code that came before."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)).lower() == architecture.lower()
 
 
 def _folder_revision(source: Source, wanted: str) -> str:

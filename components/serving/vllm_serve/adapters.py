@@ -12,6 +12,7 @@ import urllib3
 
 from llm_finetune.components.serving.vllm_serve import model_folder, smoke
 from llm_finetune.components.serving.vllm_serve.manifests import ADAPTERS, Deployment
+from llm_finetune.components.shared.adapters import unserved
 from llm_finetune.components.shared.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def of(folder: Path, uri: str, base: str = "") -> Adapter:
             "Merge & Export keeps it there with keep_adapter"
         )
     config = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))
+    if reason := unserved(config):
+        raise UserError(
+            f"serve_adapter: vLLM can't serve the adapter in {found} on a shared base, for {reason}: serve the merged "
+            "model instead, with serve_adapter = false"
+        )
     base = base or model_folder.base_of(found)
     if not base:
         raise UserError(f"serve_adapter: {found} names no base model; set adapter_base to its folder or URI")

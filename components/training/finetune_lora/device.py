@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from llm_finetune.components.shared.device import cpu_multiplies_bfloat16
+from llm_finetune.components.shared.attention import attention_of, mixing_obstacle
+from llm_finetune.components.shared.device import fast_dtype
+from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora.fused import fused_layers_obstacle
-from llm_finetune.components.training.finetune_lora.varlen import varlen_obstacle
+from llm_finetune.components.training.finetune_lora.varlen import NAME, varlen_obstacle
 
 
 @dataclass(frozen=True)
@@ -49,35 +51,54 @@ def plan_device(config: PretrainedConfig, packed: bool, dtype: str, plain_head: 
 
     Returns:
         The plan.
+
+    Raises:
+        UserError: If rows hold several documents that the model would not keep apart.
     """
-    return _plan_cuda(config, dtype) if torch.cuda.is_available() else _plan_cpu(packed, dtype, plain_head)
+    mixing = mixing_obstacle(config)
+    if packed and mixing:
+        raise UserError(
+            f"the training rows hold several documents each, but {mixing}. Set packing = false in Tokenize, so that "
+            "every document is a row of its own"
+        )
+    if torch.cuda.is_available():
+        return _plan_cuda(config, packed, dtype, mixing)
+    return _plan_cpu(packed, dtype, plain_head)
 
 
-def _plan_cuda(config: PretrainedConfig, dtype: str) -> DevicePlan:
-    bfloat16 = dtype != "float32" and torch.cuda.is_bf16_supported()
+def _plan_cuda(config: PretrainedConfig, packed: bool, dtype: str, mixing: str) -> DevicePlan:
+    fast = fast_dtype() is torch.bfloat16
+    bfloat16 = dtype == "bfloat16" or (dtype == "auto" and fast)
     obstacle = varlen_obstacle(config, bfloat16)
-    attention = "sdpa" if obstacle else "varlen"
+    attention = attention_of(config) if obstacle else NAME
+    padded = mixing or ("eager attention fills a matrix of tokens by tokens" if attention == "eager" else "")
+    flattened = packed or not padded
     unfused = fused_layers_obstacle(config.model_type) if bfloat16 else "they are for bfloat16"
+    emulated = "; it only emulates them, many times slower: dtype = 'float32' is faster" if bfloat16 > fast else ""
     return DevicePlan(
         device="cuda",
         base_dtype=torch.bfloat16 if bfloat16 else torch.float32,
         autocast=bfloat16,
         attention=attention,
-        padding_free=True,
+        padding_free=flattened,
         own_loss=False,
-        group_by_length=False,
+        group_by_length=not flattened,
         fused_layers=not unfused,
         reasons=(
-            f"{torch.cuda.get_device_name()}: {'bfloat16' if bfloat16 else 'float32'}",
-            f"attention sdpa, because {obstacle}" if obstacle else "attention of variable length (torch varlen_attn)",
-            "rows flattened without padding; loss on a fused head",
+            f"{torch.cuda.get_device_name()}: {'bfloat16' if bfloat16 else 'float32'} products{emulated}",
+            f"attention {attention}, because {obstacle}"
+            if obstacle
+            else "attention of variable length (torch varlen_attn)",
+            "rows flattened without padding; loss on a fused head"
+            if flattened
+            else f"padded rows of like length together, because {padded}; loss on a fused head",
             f"layers not fused, because {unfused}" if unfused else "fused norms, rotary embedding and SwiGLU (Liger)",
         ),
     )
 
 
 def _plan_cpu(packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
-    fast = cpu_multiplies_bfloat16()
+    fast = fast_dtype() is torch.bfloat16
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and fast)
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
     obstacle = (

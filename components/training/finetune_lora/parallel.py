@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
+from llm_finetune.components.shared.adapters import changes_base
 from llm_finetune.components.shared.architecture import adapter_of, empty_model, shape_of, shares_keys
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.memory import Plan, estimate
@@ -48,7 +49,7 @@ def lay_out(
     tokens: int,
     load_in_4bit: bool,
 ) -> Layout:
-    """Decides from the GPU's free memory.
+    """Decides from the free memory of the fullest GPU, in every process the same.
 
     Args:
         base_model: Folder of the base model or its reference.
@@ -72,8 +73,33 @@ def lay_out(
         needed, free = Needs(0.0, 0.0, 0.0, 0.0), 0.0
     else:
         plan = plan_memory(device, tokens, load_in_4bit, processes)
-        needed, free = needs(base_model, adapter, plan), torch.cuda.mem_get_info()[0] / 2**30
+        needed, free = needs(base_model, adapter, plan), _least_free()
     return choose(settings, processes, obstacle, needed, free)
+
+
+def _least_free() -> float:
+    """Returns the GiB that are free on this process's GPU, or on that of the process which has the least."""
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if process_count() == 1:
+        return free
+    store, rank, processes = next(torch.distributed.rendezvous("env://"))
+    return least(store, rank, processes, free)
+
+
+def least(store: torch.distributed.Store, rank: int, processes: int, figure: float) -> float:
+    """Returns the least of the processes' figures, the same in each of them.
+
+    Args:
+        store: What they find each other through.
+        rank: This process's place.
+        processes: How many there are.
+        figure: Its own figure.
+
+    Returns:
+        The least.
+    """
+    store.set(f"least/{rank}", repr(figure))
+    return min(float(store.get(f"least/{other}")) for other in range(processes))
 
 
 @dataclass(frozen=True)
@@ -140,7 +166,7 @@ def sharding_obstacle(adapter: LoraConfig, load_in_4bit: bool) -> str:
         return "DoRA (use_dora) reads whole weights"
     if adapter.modules_to_save:
         return "modules_to_save are copies of divided weights"
-    if str(adapter.init_lora_weights).startswith(("pissa", "olora")):
+    if changes_base(vars(adapter)):
         return f"init = {adapter.init_lora_weights!r} changes the weights"
     return ""
 
@@ -153,7 +179,7 @@ def choose(settings: Settings, processes: int, obstacle: str, needed: Needs, fre
         processes: Processes that train.
         obstacle: Why weights cannot be divided; empty when they can.
         needed: What each layout takes, in GiB.
-        free: Free memory of the GPU, in GiB; 0 where there is none.
+        free: Free memory of the fullest GPU, in GiB; 0 where there is none.
 
     Returns:
         The layout, with the reasons.

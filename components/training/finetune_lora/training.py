@@ -3,6 +3,8 @@
 import math
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.base_model import first_line
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.curve import write_curve
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts
 from llm_finetune.components.training.finetune_lora.parallel import is_first
+from llm_finetune.components.training.finetune_lora.remote import RemoteCheckpoints
 from llm_finetune.components.training.finetune_lora.result import write_result
 from llm_finetune.components.training.finetune_lora.trackers import tensorboard
 from llm_finetune.components.training.finetune_lora.trainer import CompletionTrainer
@@ -50,13 +54,28 @@ def train(job: Job) -> TrainFacts:
     trainer.args.eval_on_start = job.settings.evaluate_first and job.resume_from is None
     if is_first() and job.training_logs:
         trainer.add_callback(tensorboard(job.training_logs))
+    if is_first() and job.remote_checkpoints:
+        trainer.add_callback(RemoteCheckpoints(job.remote_checkpoints))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    with _out_of_memory_explained():
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     facts = _facts(job, trainer, time.monotonic() - started)
     if is_first():
         write_result(job.ft_result, trainer.model, tokenizer, config, job.val_tokens, job.load_in_4bit)
         write_curve(job.loss_curve, trainer.state.log_history, facts, job.settings)
     return facts
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory ran out in training ({first_line(error)}). Lower tokens_per_micro_batch, or batch_size "
+            "where rows are not packed; set gradient_checkpointing = on or load_in_4bit = true; lower max_length; or "
+            "take a larger GPU. Apply LoRA's page shows what each of them saves"
+        ) from error
 
 
 def _rows(path: Path, cache: Path) -> datasets.Dataset:

@@ -169,7 +169,7 @@ def test_no_validation_row_is_an_error(inputs, evaluated, tmp_path):
     ],
 )
 def test_a_name_that_does_not_exist_costs_no_model_time(evaluated, monkeypatch, settings, message):
-    monkeypatch.setattr(step, "load_base", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(step, "load_base", lambda *args, **options: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
         evaluated(**settings)
 

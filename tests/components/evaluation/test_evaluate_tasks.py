@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_finetune.components.evaluation.evaluate import harness
+from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
 from llm_finetune.components.evaluation.quality_gate.step import judge
@@ -24,7 +24,7 @@ def at_the_root(monkeypatch, request):
 @pytest.fixture(scope="module")
 def model(inputs):
     base = AutoModelForCausalLM.from_pretrained(inputs["model_config"], dtype=torch.float32)
-    return PeftModel.from_pretrained(base, inputs["ft_result"]).eval()
+    return with_adapter(base, inputs["ft_result"]).eval()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
 from tiny import tiny_model
 from token_rows import documents, write
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora import checkpoints, step
-from llm_finetune.components.training.finetune_lora.trainer import ProgressCallback
+from llm_finetune.components.training.finetune_lora.trainer import CompletionTrainer, ProgressCallback
 
 
 class Killed(BaseException):
@@ -122,6 +123,15 @@ def _claim_only(inputs, settings, hashes) -> None:
 
 def _killed(job: object) -> None:
     raise Killed
+
+
+def test_a_gpu_whose_memory_runs_out_says_what_to_change(inputs, tmp_path, monkeypatch):
+    def training_step(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(CompletionTrainer, "training_step", training_step)
+    with pytest.raises(UserError, match=r"ran out in training \(CUDA out .*GiB\.\)\. Lower tokens_per_micro_batch"):
+        train(inputs, tmp_path)
 
 
 def test_a_pad_token_that_is_the_end_token_changes_nothing(inputs, tmp_path):
