@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refused(self, repo: str, revision: str = COMMIT) -> bool:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if repo not in self.hub.repos:
+        if repo not in self.hub.repos and repo not in self.hub.created:
             self._json({}, 404 if token else 401, X_Error_Code="RepoNotFound")
         elif repo in self.hub.gated and token not in self.hub.tokens:
             self._json({}, 403 if token else 401, X_Error_Code="GatedRepo")
@@ -101,11 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
                     "likes": 0, "private": False, "gated": False, "disabled": False})  # fmt: skip
 
     def _tree(self, repo: str) -> None:
-        root = self.hub.repos[repo]
+        root = self.hub.repos.get(repo)
+        files = {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()} \
+            if root else self.hub.uploads.get(repo, {})  # fmt: skip
         self._json([
-            {"type": "file", "path": file.relative_to(root).as_posix(), "size": file.stat().st_size,
-             "oid": hashlib.sha1(file.read_bytes()).hexdigest()}
-            for file in root.rglob("*") if file.is_file()
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in files.items()
         ])  # fmt: skip
 
     def _file(self, file: Path) -> None:
@@ -152,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 stored[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                del stored[entry["value"]["path"]]
         self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{repo}/commit/{COMMIT}",
                     "hookOutput": "", "pullRequestUrl": None})  # fmt: skip
 

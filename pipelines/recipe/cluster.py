@@ -43,7 +43,7 @@ class ClusterSettings(CardSettings):
         checkpoint_claim: Claim of the volume of checkpoints (pipelines compiled with checkpoints).
         hub_token_secret: Secret whose key `token` is a Hugging Face token; it need not exist.
         object_store_secret: Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION, for
-            datasets and exports at s3://; it need not exist.
+            datasets, checkpoints and exports at s3://; it need not exist.
         api_keys_secret: Secret with JUDGE_API_KEY, ENDPOINT_API_KEY, WANDB_API_KEY or MLFLOW_TRACKING_…, whichever the
             recipe makes use of; it need not exist.
     """

@@ -20,6 +20,7 @@ from llm_finetune.components.serving.merge_export.settings import Settings as Me
 from llm_finetune.components.serving.vllm_serve.settings import Settings as VllmServe
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.settings import CardSettings, checked, listed
+from llm_finetune.components.shared.urls import all_without_secrets
 from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
 from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
 from llm_finetune.pipelines.recipe.cluster import ClusterSettings
@@ -42,6 +43,7 @@ SETTINGS: dict[str, type[CardSettings]] = {
 }
 
 NOT_OF_THE_MODEL = ("vllm_serve", "cluster")
+WITH_ADDRESSES = ("load_dataset", "filter_clean", "merge_export")
 
 
 class Fields(BaseModel):
@@ -118,6 +120,8 @@ def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
 def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what decides a run's model, as a recipe file holds it: not where it is served, nor on what cluster.
 
+    It is published on the model card, so its URLs have no passwords and signatures any more.
+
     Args:
         parameters: Pipeline parameters by name, as KFP passes them: text for numbers and booleans.
         recipe: The recipe.
@@ -130,10 +134,12 @@ def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[st
         card, setting = PARAMETERS[name][0]
         if card not in NOT_OF_THE_MODEL:
             kind: Any = SETTINGS[card].model_fields[setting].annotation
-            typed[name] = TypeAdapter(kind).validate_python(value)
-    sections = {name: dict(section) for name, section in recipe.items() if name not in NOT_OF_THE_MODEL}
+            own = TypeAdapter(kind).validate_python(value)
+            typed[name] = all_without_secrets(own) if card in WITH_ADDRESSES else own
+    sections: dict[str, Any] = {name: dict(section) for name, section in recipe.items() if name not in NOT_OF_THE_MODEL}
     for place in ("checkpoint_folder", "checkpoint_root"):
         sections.get("finetune_lora", {}).pop(place, None)
+    sections |= {card: all_without_secrets(sections[card]) for card in WITH_ADDRESSES if card in sections}
     return {"parameters": typed, **sections}
 
 

@@ -3,22 +3,18 @@
 import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from llm_finetune.components.shared.base_model import first_line
+from llm_finetune.components.serving.merge_export.layout import leftovers
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.object_stores import check_writable, open_store, refusals, send
 from llm_finetune.components.shared.progress import Progress
 
 MANIFEST, UNFINISHED = "manifest.json", "manifest.unfinished.json"
-PROBE = ".llm-finetune-write-test"
 FILES_AT_ONCE = 4
-PAUSES = (1.0, 5.0)  # seconds before a file whose connection broke is sent again
+SETTING, AGAIN = "export_uri", "run again to continue where it broke off"
 
 Files = dict[str, dict[str, Any]]
 
@@ -32,18 +28,17 @@ def check_export(uri: str) -> None:
     Raises:
         UserError: If it is unknown or refuses.
     """
-    system, root = _open(uri)
-    with _refusals(uri):
-        system.makedirs(root, exist_ok=True)
-        system.pipe_file(f"{root}/{PROBE}", b"")
-        system.rm_file(f"{root}/{PROBE}")
+    system, root = open_store(uri, SETTING)
+    with refusals(uri, SETTING, AGAIN):
+        check_writable(system, root)
 
 
 def export(folder: Path, uri: str) -> str:
     """Copies a folder to a storage URI, several files at a time, and checks what has arrived.
 
     The manifest of sizes and SHA-256 sums is written last, and an older one is taken away first: where there is one,
-    everything it names is there. A copy that broke off is continued: files that had arrived are not sent again.
+    everything it names is there, and no weights of an earlier model are. A copy that broke off is continued: files that
+    had arrived are not sent again.
 
     Args:
         folder: The folder.
@@ -55,9 +50,9 @@ def export(folder: Path, uri: str) -> str:
     Raises:
         UserError: If the storage refuses, or a file has another size there.
     """
-    system, root = _open(uri)
+    system, root = open_store(uri, SETTING)
     files = _described(folder)
-    with _refusals(uri):
+    with refusals(uri, SETTING, AGAIN):
         arrived = _arrived_before(system, root, files)
         if system.exists(f"{root}/{MANIFEST}"):
             system.rm_file(f"{root}/{MANIFEST}")
@@ -69,6 +64,8 @@ def export(folder: Path, uri: str) -> str:
         ]
         if wrong:
             raise UserError(f"the export to {uri} is not whole: {', '.join(wrong)}. Run again")
+        for name in leftovers(_present(system, root), files):
+            system.rm_file(f"{root}/{name}")
         manifest = {"files": files, "size": sum(file["size"] for file in files.values())}
         system.pipe_file(f"{root}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         system.rm_file(f"{root}/{UNFINISHED}")
@@ -83,7 +80,7 @@ def _send(system: Any, root: str, folder: Path, files: Files, arrived: Files) ->
         print(f"export: {len(arrived)} of {len(files)} files had arrived before", flush=True)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         waiting = {
-            pool.submit(_put, system, folder / name, f"{root}/{name}"): name for name in files if name not in arrived
+            pool.submit(send, system, folder / name, f"{root}/{name}"): name for name in files if name not in arrived
         }
         try:
             for done in as_completed(waiting):
@@ -96,18 +93,6 @@ def _send(system: Any, root: str, folder: Path, files: Files, arrived: Files) ->
             raise
     if not waiting:
         system.pipe_file(f"{root}/{UNFINISHED}", json.dumps(arrived).encode())
-
-
-def _put(system: Any, file: Path, target: str) -> None:
-    system.makedirs(target.rpartition("/")[0], exist_ok=True)
-    for pause in (*PAUSES, None):
-        try:
-            system.put_file(str(file), target)
-            return
-        except (ConnectionError, TimeoutError):
-            if pause is None:
-                raise
-            time.sleep(pause)
 
 
 def _arrived_before(system: Any, root: str, files: Files) -> Files:
@@ -132,6 +117,17 @@ def _sizes(system: Any, root: str, files: Files) -> dict[str, int]:
     return sizes
 
 
+def _present(system: Any, root: str) -> list[str]:
+    """Returns the names of the files in the folder and in its `adapter/`."""
+    system.invalidate_cache()
+    found: list[str] = []
+    for folder in ("", "adapter/"):
+        with contextlib.suppress(FileNotFoundError):
+            listed = system.ls(f"{root}/{folder}".rstrip("/"), detail=True)
+            found += [folder + entry["name"].rpartition("/")[2] for entry in listed if entry["type"] == "file"]
+    return found
+
+
 def _described(folder: Path) -> Files:
     files: Files = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
@@ -139,26 +135,3 @@ def _described(folder: Path) -> Files:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": digest}
     return files
-
-
-def _open(uri: str) -> tuple[Any, str]:
-    # Google's store compares the sum of what has arrived; those of S3 are compared by its client anyway.
-    options = {"consistency": "md5"} if uri.startswith(("gs://", "gcs://")) else {}
-    try:
-        system, root = fsspec.core.url_to_fs(uri, **options)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"export_uri = {uri!r}: {first_line(error)}") from error
-    return system, root.rstrip("/")
-
-
-@contextlib.contextmanager
-def _refusals(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # every storage library raises types of its own
-        raise UserError(
-            f"export_uri = {uri!r} can't be written: {type(error).__name__}: {first_line(error)}. Check the address "
-            "and the credentials of the step's service account; run again to continue where it broke off"
-        ) from error

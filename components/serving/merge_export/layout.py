@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llm_finetune.components.shared.errors import UserError
 
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
 # Written by transformers 5 for itself; a 4.x reader fails on the class and ignores or trips over the rest.
 OWN_TOKENIZER_KEYS = ("backend", "is_local", "local_files_only")
 
@@ -102,6 +104,20 @@ def make_readable_by_others(folder: Path) -> None:
     """Lets other users read the files: safetensors makes its own readable by the owner alone."""
     for file in folder.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def leftovers(present: Iterable[str], files: Collection[str]) -> list[str]:
+    """Returns what an earlier model left at a place, which servers would load beside or instead of the new one.
+
+    Args:
+        present: Names of the files there; of folders, only `adapter/` is looked into: others may hold other models.
+        files: Names of the new model's files.
+
+    Returns:
+        Names of weights, indexes and adapters that are not the new model's, sorted.
+    """
+    own = (name for name in present if name.rpartition("/")[0] in ("", "adapter") and name not in files)
+    return sorted(name for name in own if any(fnmatch(name.rpartition("/")[2], of) for of in (*WEIGHTS, *ADAPTER)))
 
 
 def weight_bytes(folder: Path) -> int:

@@ -10,6 +10,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from llm_finetune.components.serving.merge_export import licences
 from llm_finetune.components.shared.summary import cell
 
 TEMPLATE = "model_card.md.jinja"
@@ -48,7 +49,9 @@ def write_model_card(
     hub_id, figures = _hub_id(name, model_config), _figures(evaluation)
     origin = {name: value for name, value in (training.get("origin") or {}).items() if value}
     text = _template().render(
-        front_matter=_front_matter(name.rpartition("/")[2], hub_id, licence, figures, origin),
+        front_matter=_front_matter(
+            name.rpartition("/")[2], hub_id, licences.front_matter(licence, folder), figures, origin
+        ),
         base_name=name.rpartition("/")[2],
         hub_id=hub_id,
         revision=revision,
@@ -85,17 +88,19 @@ def pinned(plan: Mapping[str, Any], base_revision: str, origin: Mapping[str, Any
     return recipe
 
 
-def _front_matter(name: str, hub_id: str, licence: str, figures: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+def _front_matter(
+    name: str, hub_id: str, licence: Mapping[str, Any], figures: Mapping[str, Any], origin: Mapping[str, Any]
+) -> str:
     data = str(origin.get("dataset_source") or "validation rows")
     measured = [
-        EvalResult("text-generation", data, data, name.removeprefix("tuned_"), value, metric_name=name)
+        EvalResult("text-generation", licences.slug(data), data, name.removeprefix("tuned_"), value, metric_name=name)
         for name, value in figures.items()
         if name.startswith("tuned_") and isinstance(value, int | float)
     ]
     card = ModelCardData(
         base_model=hub_id or None,
         base_model_relation="finetune" if hub_id else None,
-        license=licence,
+        **licence,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["lora", "sft", "llm-finetune"],

@@ -1,10 +1,12 @@
 """Takes the exported folder to the Hugging Face Hub."""
 
+import glob
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from llm_finetune.components.serving.merge_export.layout import leftovers
 from llm_finetune.components.shared.base_model import first_line, hub_token
 from llm_finetune.components.shared.errors import UserError
 
@@ -22,7 +24,7 @@ def check_hub() -> None:
 
 
 def push(folder: Path, repository: str, private: bool, message: str) -> str:
-    """Uploads a folder as one commit to a model repository, which is made when absent.
+    """Uploads a folder to a model repository, which is made when absent; weights of an earlier model are removed.
 
     Args:
         folder: The folder.
@@ -32,15 +34,26 @@ def push(folder: Path, repository: str, private: bool, message: str) -> str:
 
     Returns:
         URL of the commit.
+
+    Raises:
+        UserError: If the Hub refuses.
     """
     api = HfApi(token=hub_token())
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=[glob.escape(name) for name in leftovers(api.list_repo_files(repository), files)] or None,
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "the token in HF_TOKEN may not write there" if status in (401, 403, 404) else "try again later"
         raise UserError(f"pushing to {repository} was answered with {status}: {hint} ({first_line(error)})") from error
+    except ValueError as error:  # the Hub, or its client, finds the model card's front matter wrong
+        raise UserError(f"{repository} does not take the model: {' '.join(str(error).split())}") from error
     except HTTPError as error:
         raise UserError(f"pushing to {repository} broke off: {first_line(error)}. Run again to resume") from error
     return str(commit.commit_url)

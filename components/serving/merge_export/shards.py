@@ -71,7 +71,8 @@ class _Merge:
         """Returns a merged tensor, in one piece or in rows."""
         owner = self.owners.get(name)
         if not isinstance(owner, LoraLayer):
-            yield (self.stored[name] if owner is None else _trained(owner, name)).to(self.dtype)
+            whole = self.stored[name] if owner is None else _trained(owner, name)
+            yield whole.to(self.dtype) if whole.is_floating_point() else whole
             return
         weight = self.stored[name]
         rows = max(BLOCK // weight.shape[-1] // ALIGNED, 1) * ALIGNED if _merges_by_rows(owner) else len(weight)
@@ -128,11 +129,15 @@ def _write_converted(merge: _Merge, folder: Path, shard_size: int) -> None:
         max_shard_size=shard_size,
     )
     for file, names in plan.filename_to_tensors.items():
-        tensors = {name: torch.cat(list(merge.pieces(name))) for name in names}
+        tensors = {name: _whole(list(merge.pieces(name))) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _whole(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -158,22 +163,25 @@ def _merged(layer: LoraLayer, rows: torch.Tensor, start: int) -> torch.Tensor:
     """Lets PEFT merge a weight, or some of its rows."""
     with _narrowed(layer, rows, start):
         layer.merge()
-        merged: torch.Tensor = layer.get_base_layer().weight.data
+        base: Any = layer.get_base_layer()
+        merged: torch.Tensor = base.weight.data
     return merged
 
 
 @contextmanager
 def _narrowed(layer: LoraLayer, rows: torch.Tensor, start: int) -> Iterator[None]:
     """Makes an adapted layer one of some rows, whose base weight is in memory."""
-    base, empty = layer.get_base_layer(), layer.get_base_layer().weight
-    full = layer.lora_B[ADAPTER].weight if _merges_by_rows(layer) else None
+    base: Any = layer.get_base_layer()
+    rows_of: Any = layer.lora_B[ADAPTER] if _merges_by_rows(layer) else None
+    empty = base.weight
+    full = None if rows_of is None else rows_of.weight
     try:
         base.weight = nn.Parameter(rows.float(), requires_grad=False)
         if full is not None:
-            layer.lora_B[ADAPTER].weight = nn.Parameter(full[start : start + len(rows)], requires_grad=False)
+            rows_of.weight = nn.Parameter(full[start : start + len(rows)], requires_grad=False)
         yield
     finally:
         base.weight = empty
         if full is not None:
-            layer.lora_B[ADAPTER].weight = full
+            rows_of.weight = full
         layer.merged_adapters.clear()

@@ -17,6 +17,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
+from llm_finetune.components.shared.attention import attention_of
 from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.losses import unwrapped
@@ -37,7 +38,9 @@ def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False, dtype=dtype, attn_implementation=attention_of(config)
+        )
     model.tie_weights()
     return model.eval()
 

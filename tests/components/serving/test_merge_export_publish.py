@@ -41,6 +41,16 @@ def test_a_push_brings_every_file(hub: FakeHub, folder: Path) -> None:
     assert url.startswith(f"{hub.url}/someone/tuned/commit/")
 
 
+def test_a_push_leaves_nothing_of_an_earlier_model(hub: FakeHub, folder: Path) -> None:
+    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter/adapter_model.safetensors"}
+    kept = {"images/loss.png", "onnx/model.bin", "NOTES.md"}
+    hub.uploads["someone/tuned"] = dict.fromkeys({*old, *kept, "model.safetensors"}, b"old")
+    publish.push(folder, "someone/tuned", private=True, message="Fine-tuned org/base")
+    new = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert hub.uploads["someone/tuned"].keys() == kept | new
+    assert hub.uploads["someone/tuned"]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
 def test_a_push_without_a_right_token(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="does not accept the token in HF_TOKEN") as refused:

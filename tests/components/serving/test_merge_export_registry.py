@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import mr_openapi
 import pytest
-from test_merge_export import export, make_adapter
+from merge_export_adapter import export, make_adapter
 from tiny import tiny_model
 
 from llm_finetune.components.serving.merge_export import registry, step

@@ -12,6 +12,7 @@ import pytest
 from object_stores import Store, gcs_store, s3_store
 
 from llm_finetune.components.serving.merge_export import export
+from llm_finetune.components.shared import object_stores
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -49,7 +50,7 @@ def test_an_export_that_broke_off_is_continued(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sent, broken = [], ["model-00003-of-00003.safetensors"]
-    system, _ = export._open(store.url("models/b"))  # fsspec gives the same one to all
+    system, _ = object_stores.open_store(store.url("models/b"), "export_uri")  # fsspec gives the same one to all
     put = system.put_file
 
     def cut(local: str, remote: str, **options: Any) -> None:
@@ -59,7 +60,7 @@ def test_an_export_that_broke_off_is_continued(
         put(local, remote, **options)
 
     monkeypatch.setattr(system, "put_file", cut)
-    monkeypatch.setattr(export, "PAUSES", (0.0,))
+    monkeypatch.setattr(object_stores, "PAUSES", (0.0,))
     monkeypatch.setattr(export, "FILES_AT_ONCE", 1)
     with pytest.raises(UserError, match=r"ConnectionResetError.* run again to continue where it broke off"):
         export.export(folder, store.url("models/b"))
@@ -86,7 +87,7 @@ def test_a_connection_that_breaks_once_is_tried_again(folder: Path, monkeypatch:
         put(self, local, remote, **options)
 
     monkeypatch.setattr(system, "put_file", shaky)
-    monkeypatch.setattr(export, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(object_stores, "PAUSES", (0.0, 0.0))
     export.export(folder, "memory://shaky/model")
     assert len(fsspec.filesystem("memory").find("/shaky/model")) == 6
 
@@ -103,6 +104,20 @@ def test_an_old_manifest_is_gone_while_a_new_model_arrives(folder: Path, monkeyp
     monkeypatch.setattr(type(system), "put_file", watched)
     export.export(folder, "memory://again/model")
     assert system.exists("memory://again/model/manifest.json")
+
+
+def test_weights_of_an_earlier_model_are_gone_before_the_manifest_is_there(folder: Path, store: Store) -> None:
+    export.export(folder, store.url("models/again"))
+    (folder / "adapter" / "adapter_config.json").unlink()
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    (folder / "model.safetensors").write_bytes(b"one file now")
+    for name in ("model.safetensors.index.json", "pytorch_model.bin", "NOTES.md", "other/model.safetensors"):
+        store.put(f"models/again/{name}", b"{}")
+    export.export(folder, store.url("models/again"))
+    left = ("model.safetensors", "config.json", "manifest.json", "NOTES.md", "other/model.safetensors")
+    there = {key for key in set(store.keys()) if key.startswith("models/again/")}
+    assert there == {f"models/again/{name}" for name in left}
 
 
 @pytest.mark.parametrize("uri", ["memory://bucket/models/a", "{tmp}/exported", "file://{tmp}/exported/"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import set_module_tensor_to_device
+from merge_export_adapter import export, make_adapter
 from safetensors.torch import load_file
-from test_merge_export import export, make_adapter
 from tiny import tiny_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
