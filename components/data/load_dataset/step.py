@@ -113,7 +113,7 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
         for member, origin, read, taken in zip(members, origins, mixture.available, mixture.taken, strict=True)
     ]
     revision = combined({origin.name: origin.revision for origin in origins})
-    licence = hub.AND.join(dict.fromkeys(source["licence"] for source in sources))
+    licence = hub.AND.join(dict.fromkeys(str(source["licence"]) for source in sources))
     return _facts(folder, name, revision, licence, sources), {}
 
 
