@@ -15,6 +15,7 @@ from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.pipelines.compile import compile_pipeline
+from llm_finetune.pipelines.local.pins import pinned
 from llm_finetune.pipelines.local.report import closed_gate, show_results
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
@@ -74,7 +75,7 @@ def start_run(
         plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
     check_recipe(plan.parameters, plan.recipe)
     _check_port(plan)
-    plan = _pinned(plan)
+    plan = pinned(plan, console.print if resume else lambda _: None)
     plan = plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_root": str(workdir / "checkpoints")}}))
     folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
     folder.mkdir()
@@ -158,16 +159,6 @@ def _check_port(plan: RunPlan) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UserError(f"port {port} is taken: stop what listens there, or give another with --port") from None
-
-
-def _pinned(plan: RunPlan) -> RunPlan:
-    """Adds the content hashes of local files, so that a changed file is read anew and not taken from the cache."""
-    pins: dict[str, dict[str, Any]] = {}
-    path = plan.parameters.get("jsonl_path", "")
-    if plan.parameters.get("source_type") == "jsonl_path" and Path(path).is_file():
-        with Path(path).open("rb") as stream:
-            pins["load_dataset"] = {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    return plan.over(RunPlan({}, pins))
 
 
 def _code_fingerprint() -> str:

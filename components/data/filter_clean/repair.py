@@ -54,14 +54,17 @@ def repaired_messages(column: pa.Array, mode: str) -> tuple[pa.Array, int]:
     Returns:
         The column and how many of its messages have changed.
     """
-    messages = column.values
+    if not len(column):
+        return column, 0
+    offsets = column.offsets.to_numpy()  # of a slice, they begin anywhere
+    messages = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     parts = [messages.field(name) for name in range(messages.type.num_fields)]
     place = messages.type.get_field_index("content")
     parts[place], changed = repaired(parts[place], mode)
     if not changed:
         return column, 0
     flat = pa.StructArray.from_arrays(parts, fields=list(messages.type))
-    return pa.ListArray.from_arrays(column.offsets, flat, mask=column.is_null()), changed
+    return pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), flat, mask=column.is_null()), changed
 
 
 def _is_plain(texts: pa.StringArray) -> bool:

@@ -1,11 +1,16 @@
 """Column types of JSON rows: made plain, and widened when later rows need it."""
 
+from collections.abc import Iterable, Iterator
+
 import pyarrow as pa
 
+from llm_finetune.components.shared.columns import as_json, as_text
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.text import is_text
 
 NOTHING = pa.field("_", pa.null())  # stands in objects without fields, which Parquet can't write
+MOST_KEYS = 500  # of an object with Arrow fields of its own: each takes room in every row
+HELD = b"json"  # in a field's metadata: it is text that holds JSON values, of this kind
 
 
 class TypesWidened(Exception):
@@ -15,6 +20,31 @@ class TypesWidened(Exception):
         """Carries the schema that all rows so far fit."""
         super().__init__("types widened")
         self.schema = schema
+
+
+def settled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Passes batches on as long as their schema stays the same.
+
+    After the first change nothing is passed on any more, but all is read, so that reading begins again only once.
+
+    Args:
+        batches: Each of the schema before, or of a wider one.
+
+    Yields:
+        Batches of one schema.
+
+    Raises:
+        TypesWidened: At the end, with the schema that all rows fit.
+    """
+    schema, is_first = None, True
+    for batch in batches:
+        is_first = is_first and (schema is None or batch.schema.equals(schema, check_metadata=True))
+        schema = batch.schema
+        if is_first:
+            yield batch
+    if not is_first:
+        assert schema is not None
+        raise TypesWidened(schema)
 
 
 def plain_types(schema: pa.Schema, name: str, deepest: int) -> pa.Schema:
@@ -31,18 +61,57 @@ def plain_types(schema: pa.Schema, name: str, deepest: int) -> pa.Schema:
     Raises:
         UserError: If a column is nested more deeply.
     """
-    return pa.schema([pa.field(field.name, _plain(field.type, name, field.name, deepest)) for field in schema])
+    fields = [pa.field(field.name, _plain(field.type, name, field.name, deepest)) for field in schema]
+    return pa.schema([as_held(field) if _keys(field.type) > MOST_KEYS else field for field in fields])
 
 
 def widened(old: pa.Schema, new: pa.Schema) -> pa.Schema | None:
-    """Returns the schema that rows of both fit, or None where a column changes its kind."""
-    fields = []
-    for field in old:
-        kind = field.type if field.name not in new.names else _wider(field.type, new.field(field.name).type)
+    """Returns the schema that rows of both fit, or None where a column changes its kind.
+
+    No type of Arrow has room for 42 beside 3.5 as they are written: such a column becomes text that holds JSON, and
+    so does one of objects with ever more keys.
+    """
+    fields = {field.name: field for field in old}
+    for field in new:
+        kind = _wider_field(fields.get(field.name, field), field)
         if kind is None:
             return None
-        fields.append(pa.field(field.name, kind))
-    return pa.schema(fields)
+        fields[field.name] = kind
+    return pa.schema(list(fields.values()))
+
+
+def fit(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Returns rows in the types of a schema that `widened` gave for theirs."""
+    columns = []
+    for field in schema:
+        column, own = batch.column(field.name), batch.schema.field(field.name)
+        if held_kind(field) and not held_kind(own):
+            columns.append(as_json(column) if pa.types.is_nested(own.type) else as_text(column))
+        else:  # a cast to the same type fails for objects without fields
+            columns.append(column if column.type == field.type else column.cast(field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def as_held(field: pa.Field) -> pa.Field:
+    """Returns the field of a column whose values are kept as JSON text."""
+    return pa.field(field.name, pa.string(), metadata={HELD: kind_of(field)})
+
+
+def held_kind(field: pa.Field) -> str:
+    """Returns the kind of JSON values that a column of text holds; empty for any other column."""
+    return (field.metadata or {}).get(HELD, b"").decode()
+
+
+def kind_of(field: pa.Field) -> str:
+    """Names the kind of a column's values as messages do."""
+    return held_kind(field) or kind_of_type(field.type)
+
+
+def kind_of_type(kind: pa.DataType) -> str:
+    """Names the kind of a type's values as messages do."""
+    names = {"null": pa.types.is_null, "true or false": pa.types.is_boolean, "text": is_text,
+             "a list": pa.types.is_list, "an object": pa.types.is_struct, "a number": _is_number}  # fmt: skip
+    return next((name for name, is_of_kind in names.items() if is_of_kind(kind)), str(kind))
 
 
 def is_json(schema: pa.Schema) -> bool:
@@ -75,6 +144,19 @@ def _plain(kind: pa.DataType, name: str, column: str, deepest: int) -> pa.DataTy
     return kind
 
 
+def _wider_field(old: pa.Field, new: pa.Field) -> pa.Field | None:
+    if held_kind(old) or held_kind(new):
+        kinds = [kind_of(field) for field in (old, new) if not pa.types.is_null(field.type)]
+        same = len(set(kinds)) == 1
+        return as_held(old if held_kind(old) else new) if same else None
+    kind = _wider(old.type, new.type)
+    if kind is None:
+        return None
+    field = pa.field(old.name, kind)
+    changes = _changes(old.type, kind) or _changes(new.type, kind)
+    return as_held(field) if changes or (_keys(kind) > MOST_KEYS and kind != old.type) else field
+
+
 def _wider(old: pa.DataType, new: pa.DataType) -> pa.DataType | None:
     if old == new or pa.types.is_null(new):
         return old
@@ -100,3 +182,21 @@ def _wider(old: pa.DataType, new: pa.DataType) -> pa.DataType | None:
             del parts[NOTHING.name]
         return pa.struct(list(parts.items()))
     return None
+
+
+def _changes(old: pa.DataType, new: pa.DataType) -> bool:
+    """Tells whether whole numbers of a type may be others in a wider one."""
+    if pa.types.is_list(old) and pa.types.is_list(new):
+        return _changes(old.value_type, new.value_type)
+    if pa.types.is_struct(old) and pa.types.is_struct(new):
+        return any(_changes(part.type, new.field(part.name).type) for part in old if part.name != NOTHING.name)
+    return pa.types.is_integer(old) and (pa.types.is_floating(new) or (pa.types.is_uint64(old) and old != new))
+
+
+def _keys(kind: pa.DataType) -> int:
+    """Returns the number of keys of the type's largest object."""
+    if pa.types.is_list(kind):
+        return _keys(kind.value_type)
+    if pa.types.is_struct(kind):
+        return max([kind.num_fields, *(_keys(part.type) for part in kind)])
+    return 0

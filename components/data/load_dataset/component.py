@@ -28,8 +28,10 @@ def load_dataset(
     """Reads a dataset and keeps it as Parquet, with a preview of its first rows.
 
     Files may be JSON Lines, a JSON array, CSV or Parquet, plain or packed as .gz or .zst; which one is told from the
-    content. Every row must have the same columns. Object stores take their credentials from the environment of the
-    step, as their own tools do (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS and so on).
+    content. Every row must have the same columns. Numbers of JSON reach the model as they are written: a column in
+    which 42 and 3.5 meet, or a number has no room in 64 bits, is kept as text. Object stores take their credentials
+    from the environment of the step, as their own tools do (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+    GOOGLE_APPLICATION_CREDENTIALS and so on).
 
     Args:
         raw_dataset: The rows as they came.

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from llm_finetune.components.data.load_dataset.columns import kind_of_type
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.pages import cut
 
@@ -41,34 +42,41 @@ def bad_line(block: bytes, place: Place, reason: str, schema: pa.Schema | None =
     Returns:
         The error to raise, with file, line and the text around the mistake.
     """
-    kinds = {field.name: _kind_of_type(field.type) for field in schema} if schema else {}
-    for number, line in _lines(block, place):
-        row = _row(line, number, place)
-        for key, value in row.items():
-            kind = _kind(value)
-            before = kinds.get(key, "null")
-            if kind != "null" and before != "null" and kind != before:
-                return UserError(
-                    f"{place.name}, {place.unit} {number}: {key!r} is {kind} here and {before} before: "
-                    f"{cut(json.dumps(value, ensure_ascii=False), 2 * AROUND)}. Give a column one type"
-                )
-            kinds[key] = before if kind == "null" else kind
+    kinds = {field.name: kind_of_type(field.type) for field in schema} if schema else {}
+    for number, line in lines(block, place):
+        for key, value in row(line, number, place).items():
+            try:
+                check_kind(key, value, kinds.get(key, "null"), number, place)
+            except UserError as error:
+                return error
+            if value is not None:
+                kinds[key] = _kind(value)
     last = place.first_line + block.count(b"\n")
     return UserError(f"{place.name}, {place.unit}s {place.first_line} to {last}: {cut(reason, 300)}")
 
 
+def check_kind(key: str, value: Any, before: str, number: int, place: Place) -> None:
+    """Raises where a row's value is of another kind than those before; null goes with all."""
+    kind = _kind(value)
+    if kind != "null" and before != "null" and kind != before:
+        raise UserError(
+            f"{place.name}, {place.unit} {number}: {key!r} is {kind} here and {before} before: "
+            f"{cut(json.dumps(value, ensure_ascii=False), 2 * AROUND)}. Give a column one type"
+        )
+
+
 def check_one_row_per_line(block: bytes, place: Place) -> None:
     """Raises where a line holds no object or more than one; blank lines are passed over."""
-    for number, line in _lines(block, place):
-        _row(line, number, place)
+    for number, line in lines(block, place):
+        row(line, number, place)
 
 
 def check_names(block: bytes, schema: pa.Schema, found: pa.Schema, place: Place) -> None:
     """Raises for the first row with a column that the rows before do not have."""
     if set(found.names) <= set(schema.names):
         return
-    for number, line in _lines(block, place):
-        for key in _row(line, number, place):
+    for number, line in lines(block, place):
+        for key in row(line, number, place):
             if key not in schema.names:
                 raise UserError(
                     f"{place.name}, {place.unit} {number} has a column {key!r} that the rows before do not have"
@@ -84,34 +92,28 @@ def check_present(table: pa.Table, block: bytes, place: Place) -> None:
     holes = [name for name in table.column_names if table.column(name).null_count]
     if not holes:
         return
-    lines = list(_lines(block, place))
+    numbered = lines(block, place)
     # Inside text a quote is escaped, so that only a true key matches; one of a nested object may be meant, though.
     nested = any(pa.types.is_nested(field.type) for field in table.schema)
     for name in holes:
         key = re.compile(re.escape(json.dumps(name, ensure_ascii=False).encode()) + rb"\s*:")
         for i in _null_rows(table.column(name)):
-            number, line = lines[i]
-            if nested or not key.search(line):
-                row = _row(line, number, place)
-                if name not in row:
-                    known = ", ".join(table.column_names)
-                    raise UserError(
-                        f"{place.name}, {place.unit} {number} has no column {name!r}, other rows have "
-                        f"(columns: {known}). Give every row the same columns; null may stand for nothing"
-                    )
+            number, line = numbered[i]
+            if (nested or not key.search(line)) and name not in row(line, number, place):
+                known = ", ".join(table.column_names)
+                raise UserError(
+                    f"{place.name}, {place.unit} {number} has no column {name!r}, other rows have "
+                    f"(columns: {known}). Give every row the same columns; null may stand for nothing"
+                )
 
 
-def _null_rows(column: pa.ChunkedArray) -> list[int]:
-    return column.is_null().combine_chunks().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
+def lines(block: bytes, place: Place) -> list[tuple[int, bytes]]:
+    """Returns the lines of a block that hold rows, with their numbers."""
+    return [(number, line) for number, line in enumerate(block.split(b"\n"), place.first_line) if line.strip()]
 
 
-def _lines(block: bytes, place: Place) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(block.split(b"\n"), place.first_line):
-        if line.strip():
-            yield number, line
-
-
-def _row(line: bytes, number: int, place: Place) -> dict[str, Any]:
+def row(line: bytes, number: int, place: Place) -> dict[str, Any]:
+    """Returns the row that a line holds, with checks that the fast parser leaves out; raises where it holds none."""
     where = f"{place.name}, {place.unit} {number}"
     try:
         text = line.decode("utf-8")
@@ -119,28 +121,34 @@ def _row(line: bytes, number: int, place: Place) -> dict[str, Any]:
         before = line[max(0, error.start - AROUND) : error.start].decode("utf-8", "replace")
         raise UserError(f"{where}: byte {line[error.start]:#04x} is not UTF-8, after {before!r}") from None
     try:
-        row = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, where))
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
+        found = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, where))
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         around = text[max(0, error.pos - AROUND) : error.pos + AROUND]
         reason = error.msg.removesuffix(" at")
         raise UserError(f"{where} is not JSON: {reason} at character {error.pos + 1}: {around!r}") from None
     except UnicodeEncodeError:
         raise UserError(f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    except ValueError:
+        raise UserError(f"{where} holds a number of more than {sys.get_int_max_str_digits():,} digits") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is {_kind(row)}, not an object with columns: {cut(text, 2 * AROUND)!r}")
-    return row
+    if not isinstance(found, dict):
+        raise UserError(f"{where} is {_kind(found)}, not an object with columns: {cut(text, 2 * AROUND)!r}")
+    return found
+
+
+def _null_rows(column: pa.ChunkedArray) -> list[int]:
+    return column.is_null().combine_chunks().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
 
 
 def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
         raise UserError(f"{where}: {twice!r} is there twice")
-    return row
+    return found
 
 
 def _kind(value: Any) -> str:
@@ -150,15 +158,3 @@ def _kind(value: Any) -> str:
         return "true or false"
     names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names[type(value)]
-
-
-def _kind_of_type(kind: pa.DataType) -> str:
-    if pa.types.is_null(kind):
-        return "null"
-    if pa.types.is_boolean(kind):
-        return "true or false"
-    if pa.types.is_string(kind):
-        return "text"
-    if pa.types.is_list(kind):
-        return "a list"
-    return "an object" if pa.types.is_struct(kind) else "a number"

@@ -56,10 +56,9 @@ def rows(source: Source, schema: pa.Schema | None = None) -> Iterator[pa.RecordB
         schema: Columns and types of JSON rows, where an earlier attempt found that wider ones are needed.
 
     Yields:
-        Record batches of one schema.
+        Record batches, each of the schema before or of a wider one.
 
     Raises:
-        TypesWidened: With the schema to begin again with.
         UserError: If the file is empty, of another format or damaged.
     """
     with source.stream() as stream:

@@ -55,10 +55,15 @@ def rows(dataset: str, config: str, split: str, commit: str) -> Iterator[pa.Reco
         )
         features = streamed.features
         schema = features.arrow_schema.remove_metadata() if features else None
-        for table in streamed.with_format("arrow").iter(batch_size=ROWS):
-            table = table.replace_schema_metadata(None)
-            schema = schema or table.schema
-            yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
+        try:
+            for table in streamed.with_format("arrow").iter(batch_size=ROWS):
+                table = table.replace_schema_metadata(None)
+                schema = schema or table.schema
+                yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
+        except (TypeError, pa.ArrowInvalid) as error:  # where the dataset declares no types, those of its first rows
+            if isinstance(error, pa.ArrowInvalid) and "truncated" not in str(error):
+                raise
+            raise _changed_type(dataset, commit, schema, error) from error
 
 
 @contextmanager
@@ -91,6 +96,16 @@ def explained(dataset: str, revision: str) -> Iterator[None]:
         if not type(error).__module__.startswith(("httpx", "httpcore", "aiohttp", "datasets")):
             raise
         raise UserError(f"{dataset} could not be read from the Hub: {_first_lines(error)}") from error
+
+
+def _changed_type(dataset: str, commit: str, schema: pa.Schema | None, error: Exception) -> UserError:
+    unknown = [field.name for field in schema or [] if pa.types.is_null(field.type)]
+    empty = f" ({', '.join(map(repr, unknown))} had nothing but null)" if unknown else ""
+    return UserError(
+        f"{dataset}: rows further on do not have the types of the first ones{empty}: {_first_lines(error)}. The "
+        "dataset declares no types; have its files read instead, for which all rows count: source_type = 'jsonl_path', "
+        f"jsonl_path = 'hf://datasets/{dataset}@{commit}/' and the files' names, such as *.jsonl"
+    )
 
 
 def _datasets() -> Any:

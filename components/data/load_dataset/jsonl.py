@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from llm_finetune.components.data.load_dataset import explain
-from llm_finetune.components.data.load_dataset.columns import TypesWidened, plain_types, widened
+from llm_finetune.components.data.load_dataset import explain, json_text
+from llm_finetune.components.data.load_dataset.columns import TypesWidened, as_held, held_kind, plain_types, widened
 from llm_finetune.components.shared.errors import UserError
 
 FIRST_BLOCK = 1 << 20
 BLOCK = 8 << 20
+PIECE = 64 << 10  # whose types are guessed at once: an object of ever new keys makes as many columns as rows
 LONGEST_LINE = 64 << 20
 DEEPEST = 64
 
@@ -62,8 +63,8 @@ def parse(
 ) -> Iterator[pa.RecordBatch]:
     """Parses blocks of JSON rows.
 
-    The first block decides the columns and their types. A later one that needs a wider type (a number with a fraction
-    where whole ones were, text where only null was) ends the parse, so that the caller can begin again with it.
+    The first block decides the columns and their types. From a later one on that needs a wider type (text where only
+    null was, a fraction where whole numbers were) all batches have it.
 
     Args:
         blocks: One JSON object per line, and the number of line ends.
@@ -72,10 +73,9 @@ def parse(
         unit: What a line is called in messages.
 
     Yields:
-        Record batches of one schema.
+        Record batches, each of the schema before or of a wider one.
 
     Raises:
-        TypesWidened: With the schema to begin again with.
         UserError: If a row is not JSON, or not like the others.
     """
     first_line = 1
@@ -87,22 +87,51 @@ def parse(
         _refuse_depth(block, place)
         if schema is None:
             schema = _inferred(block, place)
-        yield from _table(block, schema, place, lines).to_batches()
+        while True:
+            try:
+                table = _table(block, schema, place, lines)
+                break
+            except TypesWidened as wider:
+                schema = wider.schema
+        yield from table.to_batches()
 
 
 def _inferred(block: bytes, place: explain.Place) -> pa.Schema:
-    """Returns the schema of a block, from one pass that sees all of it."""
-    try:
-        found = _read(block, None, len(block)).schema
-        names = found.names
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise explain.bad_line(block, place, str(error)) from None
-    if not names:
+    """Returns the schema of a block, from a pass that sees all of it."""
+    schema = pa.schema([])
+    for piece, lines in _pieces(block):
+        try:
+            table = _read(piece, None, len(piece))
+            found = plain_types(table.schema, place.name, DEEPEST)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise explain.bad_line(block, place, str(error)) from None
+        there = explain.Place(place.name, place.first_line + lines, place.unit)
+        wider = widened(schema, _held(found, json_text.changed(table, piece, there)))
+        if wider is None:
+            raise explain.bad_line(block, place, "a column's values are not of one type")
+        schema = wider
+    if not schema.names:
         raise UserError(f"{place.name}: the rows have no columns")
-    return plain_types(found, place.name, DEEPEST)
+    return schema
+
+
+def _pieces(block: bytes) -> Iterator[tuple[bytes, int]]:
+    """Cuts a block into smaller ones, each with the number of lines before it; a long line stands alone."""
+    start = lines = 0
+    while start < len(block):
+        end = block.rfind(b"\n", start, start + PIECE) + 1 or block.find(b"\n", start) + 1 or len(block)
+        piece, start = block[start:end], end
+        if not piece.isspace():
+            yield piece, lines
+        lines += piece.count(b"\n")
+
+
+def _held(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    return pa.schema([as_held(field) if field.name in names else field for field in schema])
 
 
 def _table(block: bytes, schema: pa.Schema, place: explain.Place, lines: int) -> pa.Table:
+    block = json_text.as_held(block, schema, place)
     try:
         table = _read(block, schema, 1 << 20)
         table.validate(full=True)
@@ -111,14 +140,17 @@ def _table(block: bytes, schema: pa.Schema, place: explain.Place, lines: int) ->
     if table.num_rows != lines + (not block.endswith(b"\n")):
         explain.check_one_row_per_line(block, place)
     explain.check_present(table, block, place)
-    return table
+    if changed := json_text.changed(table, block, place):
+        raise TypesWidened(_held(schema, changed))
+    return pa.Table.from_arrays(table.select(schema.names).columns, schema=schema)  # whose fields tell JSON from text
 
 
 def _again(block: bytes, schema: pa.Schema, place: explain.Place, reason: str) -> pa.Table:
     """Finds out why a block was refused: a long line, a wider type, or a bad row."""
     if "straddling" in reason:
         return _table_in_one(block, schema, place)
-    found = _inferred(block, place)
+    known = {field.name: field for field in schema if held_kind(field)}
+    found = pa.schema([known.get(field.name, field) for field in _inferred(block, place)])
     explain.check_names(block, schema, found, place)
     wider = widened(schema, found)
     if wider is None or wider == schema:

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from llm_finetune.components.data.load_dataset import sampling
-from llm_finetune.components.data.load_dataset.columns import widened
-from llm_finetune.components.data.load_dataset.origins import check_names
+from llm_finetune.components.data.load_dataset.columns import fit, widened
+from llm_finetune.components.data.load_dataset.origins import check_names, shown
 from llm_finetune.components.data.load_dataset.settings import Member
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
@@ -104,8 +104,8 @@ class Mixture:
             if wider is None:
                 changed = next(field for field in schema if widened(pa.schema([field]), found) is None)
                 raise UserError(
-                    f"column {changed.name!r} of {self.names[number]!r} is {found.field(changed.name).type}, and "
-                    f"{changed.type} in the sources before. Give a column one type"
+                    f"column {changed.name!r} of {self.names[number]!r} is {shown(found.field(changed.name))}, and "
+                    f"{shown(changed)} in the sources before. Give a column one type"
                 )
             schema = wider
         assert schema is not None
@@ -128,8 +128,8 @@ class Mixture:
         return rows.select(list(chosen.values())).rename_columns(list(chosen))
 
     def _labelled(self, batch: pa.RecordBatch, number: int, schema: pa.Schema) -> pa.RecordBatch:
-        batch = batch.select(schema.names).cast(schema)
+        batch = fit(batch, schema)
         if not self.source_column:
             return batch
         label = pa.repeat(pa.scalar(self.names[number]), batch.num_rows)
-        return pa.RecordBatch.from_arrays([*batch.columns, label], names=[*schema.names, self.source_column])
+        return batch.append_column(self.source_column, label)

@@ -8,7 +8,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from llm_finetune.components.data.load_dataset import formats, hub, locations
-from llm_finetune.components.data.load_dataset.columns import TypesWidened, is_json, widened
+from llm_finetune.components.data.load_dataset.columns import fit, held_kind, is_json, kind_of, widened
 from llm_finetune.components.shared.errors import UserError, nearest
 
 
@@ -38,10 +38,9 @@ class Origin(Protocol):
             schema: Columns and types that they need, as an earlier attempt found; None at first.
 
         Yields:
-            Record batches of one schema.
+            Record batches, each of the schema before or of a wider one.
 
         Raises:
-            TypesWidened: With the schema to begin again with.
             UserError: If the source is missing, damaged, or its rows do not have the same columns.
         """
         ...
@@ -59,7 +58,10 @@ class HubSplit:
 
     def batches(self, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
         """Streams the split."""
-        yield from hub.rows(*self._parts, self.revision)
+        for batch in hub.rows(*self._parts, self.revision):
+            batch = fitted(batch, schema or batch.schema, self.name)
+            schema = batch.schema
+            yield batch
 
 
 class Files:
@@ -85,6 +87,7 @@ class Files:
             )
         first = self._files[0].name
         self.name = first if len(self._files) == 1 else f"{first} and {len(self._files) - 1:,} more"
+        self._names = distinct([file.name for file in self._files])
         self._revisions: dict[str, str] = {}
         self.rows_by_file: dict[str, int] = {}
 
@@ -96,16 +99,22 @@ class Files:
     def batches(self, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
         """Reads the files in order; see `Origin`."""
         self.rows_by_file, self._revisions = {}, {}
-        for file, checksum in zip(self._files, self._checksums, strict=True):
+        for file, checksum, name in zip(self._files, self._checksums, self._names, strict=True):
             with ExitStack() as stack:
                 source = stack.enter_context(file.fetched(checksum)) if checksum else file
-                self.rows_by_file[file.name] = 0
+                self.rows_by_file[name] = 0
                 for batch in formats.rows(source, schema if schema and is_json(schema) else None):
                     batch = batch.replace_schema_metadata(None)
-                    schema = schema or batch.schema
-                    self.rows_by_file[file.name] += batch.num_rows
-                    self._revisions[file.name] = source.revision
-                    yield fitted(batch, schema, file.name)
+                    batch = fitted(batch, schema or batch.schema, name)
+                    schema = batch.schema
+                    self.rows_by_file[name] += batch.num_rows
+                    self._revisions[name] = source.revision
+                    yield batch
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Returns names that differ: those of two URLs are the same without the query that tells them apart."""
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
 
 
 def combined(revisions: dict[str, str]) -> str:
@@ -125,25 +134,27 @@ def fitted(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatc
         name: The file, for messages.
 
     Returns:
-        The rows with that schema.
+        The rows with that schema, or a wider one where they need it.
 
     Raises:
-        TypesWidened: If all rows have to be read again with wider types.
         UserError: If the columns differ, or a type can't be brought into line.
     """
-    if batch.schema.equals(schema):
+    if batch.schema.equals(schema, check_metadata=True):
         return batch
     check_names(batch.schema.names, schema.names, name)
     wider = widened(schema, batch.schema)
     if wider is None:
         changed = next(field for field in schema if widened(pa.schema([field]), batch.schema) is None)
         raise UserError(
-            f"{name}: column {changed.name!r} is {batch.schema.field(changed.name).type} here and {changed.type} "
+            f"{name}: column {changed.name!r} is {shown(batch.schema.field(changed.name))} here and {shown(changed)} "
             "in the rows before. Give a column one type"
         )
-    if not wider.equals(schema):
-        raise TypesWidened(wider)
-    return batch.select(schema.names).cast(schema)
+    return fit(batch, schema if wider.equals(schema) else wider)
+
+
+def shown(field: pa.Field) -> str:
+    """Returns the type of a column for messages."""
+    return kind_of(field) if held_kind(field) else str(field.type)
 
 
 def check_names(found: list[str], wanted: list[str], name: str) -> None:

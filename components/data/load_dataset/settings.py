@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llm_finetune.components.shared.settings import CardSettings
+from llm_finetune.components.shared.urls import without_secrets
 
 
 class Member(BaseModel):
@@ -36,7 +37,7 @@ class Member(BaseModel):
     @property
     def label(self) -> str:
         """The value of `source_column`."""
-        return self.name or self.hf_dataset or self.path
+        return self.name or self.hf_dataset or without_secrets(self.path)
 
     @field_validator("sha256")
     @classmethod

@@ -16,6 +16,7 @@ import pyarrow as pa
 from llm_finetune.components.data.load_dataset import web
 from llm_finetune.components.shared.card import is_disk_full
 from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.urls import without_secrets
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # Refused by their first bytes, so that the message can say what they are.
@@ -46,7 +47,7 @@ class Source:
         self.is_web = parts.scheme in ("http", "https")
         self.is_local = len(parts.scheme) < 2 or parts.scheme == "file"
         self.location = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else location
-        self.name = self.location if self.is_local else _without_secrets(parts)
+        self.name = self.location if self.is_local else without_secrets(location)
         self.revision = ""
 
     @property
@@ -236,11 +237,6 @@ def file_system(location: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         scheme = location.partition("://")[0]
         raise UserError(f"{scheme}:// is not a place this card can read from ({error})") from None
-
-
-def _without_secrets(parts: urllib.parse.SplitResult) -> str:
-    host = parts.netloc.rpartition("@")[2]
-    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _is_about_reading(error: Exception) -> bool:

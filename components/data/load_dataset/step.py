@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from llm_finetune.components.data.load_dataset import hub, sampling
-from llm_finetune.components.data.load_dataset.columns import TypesWidened
+from llm_finetune.components.data.load_dataset.columns import TypesWidened, settled
 from llm_finetune.components.data.load_dataset.mixture import Keep, Mixture
-from llm_finetune.components.data.load_dataset.origins import Files, HubSplit, Origin, combined
+from llm_finetune.components.data.load_dataset.origins import Files, HubSplit, Origin, combined, distinct
 from llm_finetune.components.data.load_dataset.settings import Member, Settings
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
@@ -112,7 +112,8 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
         }
         for member, origin, read, taken in zip(members, origins, mixture.available, mixture.taken, strict=True)
     ]
-    revision = combined({origin.name: origin.revision for origin in origins})
+    places = distinct([origin.name for origin in origins])
+    revision = combined({place: origin.revision for place, origin in zip(places, origins, strict=True)})
     licence = hub.AND.join(dict.fromkeys(str(source["licence"]) for source in sources))
     return _facts(folder, name, revision, licence, sources), {}
 
@@ -160,7 +161,7 @@ def keep(origin: Origin, folder: Path, most: int) -> None:
     while True:
         batches = origin.batches(schema)
         try:
-            return _write(folder, sampling.first_rows(batches, most) if most else batches, origin.name)
+            return _write(folder, settled(sampling.first_rows(batches, most) if most else batches), origin.name)
         except TypesWidened as wider:
             schema = wider.schema
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kfp import dsl
 
-from llm_finetune.components.data.filter_clean import component, step
+from llm_finetune.components.data.filter_clean import component, repair, step
 from llm_finetune.components.data.filter_clean.worker import LONGEST_COUNTED
 from llm_finetune.components.shared.charts import histogram
 from llm_finetune.components.shared.errors import UserError
@@ -113,6 +113,15 @@ def test_control_characters_and_broken_unicode_are_repaired(tmp_path):
     said = {"messages": [{"role": "user", "content": broken}, {"role": "assistant", "content": "yes\x00"}]}
     facts, kept, _ = clean(tmp_path, [said])
     assert [turn["content"] for turn in kept[0]["messages"]] == [mended + " ", "yes"] and facts.repaired == 2
+
+
+def test_a_slice_of_conversations_is_repaired_alone():
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    said = ["a\x07", None, "b\x07", "c\x07"]
+    rows = [text and [{"role": "user", "content": text}] for text in said]
+    column, changed = repair.repaired_messages(pa.array(rows, pa.list_(message)).slice(1, 2), "control")
+    column.validate(full=True)
+    assert column.to_pylist() == [None, [{"role": "user", "content": "b"}]] and changed == 1
 
 
 def test_languages(tmp_path):

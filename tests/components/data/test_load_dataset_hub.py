@@ -25,6 +25,7 @@ HUB_CASES = [
     {"hf_dataset": "org/gated"},
     {"hf_dataset": "org/alpaca", "hf_revision": "v9"},
     {"hf_dataset": "a b"},
+    {"hf_dataset": "org/untyped", "max_samples": 0},
 ]
 HUB_SCRIPT = """
 import json, sys
@@ -57,12 +58,16 @@ def test_the_hub(tmp_path):
     first = hub.add("org/alpaca", files, branch="v1")
     second = hub.add("org/alpaca", {**files, "README.md": b"# changed"})
     lines = hub.add("org/lines", {"train.jsonl": LINES * 60})
+    shards = ["train-0.jsonl", "train-1.jsonl"]
+    hub.add(
+        "org/untyped", {name: b'{"a": %s, "b": "x"}\n' % a for name, a in zip(shards, (b"null", b'"x"'), strict=True)}
+    )
     gated = hub.add("org/gated", {"train.jsonl": LINES}, gated=True)
     hub.cards["org/alpaca"] = {"license": ["cc-by-nc-4.0", "mit"]}
     with hub.serving():
         *answers, heavy = on_hub(hub, tmp_path / "a", HUB_CASES)
         assert heavy == []
-        whole, pinned, part, by_path, split, config, none, refusal, revision, name = answers
+        whole, pinned, part, by_path, split, config, none, refusal, revision, name, untyped = answers
         assert (whole["rows"], whole["revision"], whole["source"]) == (50, second, "org/alpaca train")
         assert (pinned["rows"], pinned["revision"]) == (3, first)
         assert (whole["licence"], part["licence"]) == ("cc-by-nc-4.0 and mit", "unknown")
@@ -75,6 +80,7 @@ def test_the_hub(tmp_path):
         assert "org/gated is gated" in refusal and "HF_TOKEN" in refusal
         assert "no revision 'v9'" in revision
         assert "'a b'" in name
+        assert "'a' had nothing but null" in untyped and "'hf://datasets/org/untyped@" in untyped
         assert TOKEN not in hub.tokens_seen
         assert on_hub(hub, tmp_path / "b", [{"hf_dataset": "org/gated"}], TOKEN)[0]["revision"] == gated
         assert "is gated" in on_hub(hub, tmp_path / "c", [{"hf_dataset": "org/gated"}], "hf_other")[0]

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from load_dataset_file import LINES, ROWS, as_csv, file, load, parquet, refused
 
@@ -95,6 +95,7 @@ json_values = st.recursive(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["a", "b", "ü"]), json_values), min_size=1, max_size=6))
+@example(rows=[{"a": [None, {}]}])
 def test_any_rows_load_or_are_refused_by_name(tmp_path, rows):
     path = file(tmp_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     try:

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from load_dataset_sources import lines, load, refused
 
-from llm_finetune.components.data.load_dataset import locations
+from llm_finetune.components.data.load_dataset import locations, origins
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_types_widen_and_formats_mix_across_files(tmp_path):
     pq.write_table(table, tmp_path / "3.parquet")
     _, rows = load(tmp_path, f"{tmp_path}/[123].*")
     assert rows == [
-        {"a": 1.0, "b": None, "c": "x"},
-        {"a": 1.5, "b": ["z"], "c": "y"},
-        {"a": 7.0, "b": ["w"], "c": "v"},
+        {"a": "1", "b": None, "c": "x"},
+        {"a": "1.5", "b": ["z"], "c": "y"},
+        {"a": "7", "b": ["w"], "c": "v"},
     ]
 
 
@@ -77,6 +77,11 @@ def test_a_checksum_for_each_file(tmp_path, folder):
         tmp_path, f"{folder}/[ab]*", sha256=",".join(sums[::-1])
     )
     assert "1 checksums for 2 files" in refused(tmp_path, f"{folder}/[ab]*", sha256=sums[0])
+
+
+def test_urls_that_differ_in_the_query_alone_have_counts_of_their_own():
+    files = origins.Files("https://host/x?part=1, https://host/x?part=2", "")
+    assert files._names == ["https://host/x", "https://host/x (2)"]
 
 
 def test_locations_of_any_text_are_files_or_refused():
