@@ -156,10 +156,9 @@ def trained_in_4bit(ft_result: str | Path) -> bool:
 
 
 def stored_dtype(model_config: str | Path) -> torch.dtype:
-    """Returns the type that the base model's weights are stored in."""
-    config = AutoConfig.from_pretrained(resolve(model_config)[0], trust_remote_code=False)
-    named = config.dtype or torch.float32
-    return getattr(torch, named) if isinstance(named, str) else named
+    """Returns the type that most of the base model's weights are stored in; of other types, the one to compute in."""
+    most = StoredWeights(resolve(model_config)[0]).dtypes().most_common(1)[0][0]
+    return most if isinstance(most, torch.dtype) else torch.bfloat16
 
 
 def choose_device(model_config: str | Path) -> str:

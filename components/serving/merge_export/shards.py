@@ -21,8 +21,6 @@ from llm_finetune.components.shared.base_model import INDEX
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.losses import unwrapped
 
-STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""Names of types in safetensors files (https://huggingface.co/docs/safetensors/index#format)."""
 BLOCK = 2**21
 """Values merged at a time: 8 MB of float32, which the allocator keeps for the next block instead of the system."""
 ALIGNED = 64
@@ -45,7 +43,7 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
     """
     merge = _Merge(unwrapped(model), stored, dtype)
     files = _file_sizes(stored, dtype)
-    if stored.dtypes() == {STORED.get(dtype)} and max(files.values()) <= shard_size:
+    if set(stored.dtypes()) == {dtype} and max(files.values()) <= shard_size:
         with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
             for _ in pool.map(lambda file: _write_patched(file, merge, folder), files):
                 pass

@@ -1,6 +1,7 @@
 """A model's stored weights, read one tensor at a time."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from llm_finetune.components.shared.base_model import INDEX, SINGLE
 from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
 
+DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Types by their names in safetensors files (https://huggingface.co/docs/safetensors/index#format)."""
 ADAPTER = "default"
 """PEFT's name for the one adapter of a model."""
 
@@ -48,10 +51,13 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         """Returns the number of tensors."""
         return len(self.files)
 
-    def dtypes(self) -> set[str]:
-        """Returns the types of the stored tensors, as safetensors names them, from the files' headers alone."""
-        files = (parse_local_safetensors_file_metadata(self.folder / file) for file in set(self.files.values()))
-        return {tensor.dtype for file in files for tensor in file.tensors.values()}
+    def dtypes(self) -> Counter[torch.dtype | str]:
+        """Returns how many values are stored in each type (or its name in the files), from the headers alone."""
+        found: Counter[torch.dtype | str] = Counter()
+        for file in sorted(set(self.files.values())):
+            for name, count in parse_local_safetensors_file_metadata(self.folder / file).parameter_count.items():
+                found[DTYPES.get(name, name)] += count
+        return found
 
     def sizes(self) -> dict[str, int]:
         """Returns the number of values of every tensor, from the files' headers alone."""

@@ -1,6 +1,7 @@
 """The merge from files gives the very weights of a merge in memory, in the memory of one file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_weights_are_those_of_a_merge_in_memory(
     losses = [[answers.loss for answers in ways] for ways in answered.values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert load_in_4bit == (abs(losses[0][0] - losses[0][1]) > 1e-4)
+
+
+def test_the_weights_say_their_type_where_the_configuration_does_not(base: Path, tmp_path: Path) -> None:
+    silent = shutil.copytree(base, tmp_path / "silent")
+    config = json.loads((silent / "config.json").read_text())
+    for name in ("dtype", "torch_dtype"):
+        config.pop(name, None)
+    (silent / "config.json").write_text(json.dumps(config))
+    assert merge.stored_dtype(silent) == torch.bfloat16
+    assert merge.stored_dtype(tiny_model(tmp_path / "full")) == torch.float32
 
 
 def test_architecture_with_other_names_in_its_files_is_merged_in_memory(
