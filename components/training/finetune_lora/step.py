@@ -100,17 +100,15 @@ def _checkpoint_place(settings: Settings, deciding: dict[str, Any]) -> str:
 @contextmanager
 def _held(place: str, deciding: dict[str, Any]) -> Iterator[Path]:
     """Makes a checkpoint folder this training's own while it runs; of one in an object store, its copy here."""
-    if not is_remote(place):
-        with checkpoints.held(Path(place)):
-            checkpoints.claim(Path(place), deciding)
-            yield Path(place)
-        return
-    folder, remote = local_folder(place), RemoteCheckpoints(place)
+    remote = RemoteCheckpoints(place) if is_remote(place) else None
+    folder = local_folder(place) if remote else Path(place)
     with checkpoints.held(folder):
-        remote.fetch(folder)
+        if remote:
+            remote.fetch(folder)
         checkpoints.claim(folder, deciding)
         yield folder
-        shutil.rmtree(folder)
+        if remote:
+            shutil.rmtree(folder)
 
 
 def _train_in(processes: int, job: Job) -> TrainFacts:

@@ -43,8 +43,10 @@ def train(inputs: dict[str, Path], out: Path, **settings: object) -> bytes:
     return (out / "ft" / "adapter_model.safetensors").read_bytes()
 
 
-def kept(store: Store) -> list[str]:
-    return store.keys()
+def parts(store: Store, depth: int) -> set[str]:
+    """Returns the names that the store's keys have at a depth."""
+    keys = store.keys()
+    return {key.split("/")[depth] for key in keys}
 
 
 def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
@@ -66,9 +68,9 @@ def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(ProgressCallback, "on_step_end", lost)
         train(inputs, tmp_path / "lost", checkpoint_root=place)
-    (name,) = {key.split("/")[1] for key in kept(store)}
+    (name,) = parts(store, 1)
     sent = f"runs/{name}"
-    assert {key.split("/")[2] for key in kept(store)} == {"fingerprint.json", "checkpoint-2", "checkpoint-3"}
+    assert parts(store, 2) == {"fingerprint.json", "checkpoint-2", "checkpoint-3"}
 
     store.put(f"{sent}/checkpoint-3/optimizer.pt", b"cut")
     store.put(f"{sent}/checkpoint-4/adapter_model.safetensors", b"without a seal")
@@ -77,7 +79,7 @@ def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
     assert "checkpoint-3 is torn (a file has another size)" in told
     assert "checkpoint-4 is torn (the process was stopped while it was sent)" in told
     assert f"resuming from {remote.local_folder(store.url(sent))}/checkpoint-2" in told
-    assert {key.split("/")[2] for key in kept(store)} == {"fingerprint.json", "checkpoint-3", "checkpoint-4"}
+    assert parts(store, 2) == {"fingerprint.json", "checkpoint-3", "checkpoint-4"}
     assert not remote.local_folder(store.url(sent)).exists()
 
     with pytest.raises(UserError, match=r"belong to another training .*seed: 42 there, 7 here"):
