@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 MOST_THREADS = 8  # each holds a batch
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 16_384
-GROUP_BYTES = 64 << 20  # a group of long rows ends earlier, since readers hold a whole group
+GROUP_BYTES = 16 << 20  # a group of long rows ends earlier, since readers hold a whole group
 
 
 class ShardWriter:

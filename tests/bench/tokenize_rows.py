@@ -133,9 +133,10 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int) -> dict[str, 
     """Measures both sides on so many rows, in turns."""
     write_rows(folder / "rows", rows)
     sides: dict[str, list[dict[str, Any]]] = {"bare": [], "card": []}
-    for _ in range(rounds):
-        sides["bare"].append(measured(bare, folder / "rows", tokenizer))
+    sides["bare"].append(measured(bare, folder / "rows", tokenizer))
+    for _ in range(rounds):  # the bare side before and after the card, since the machine's speed drifts
         sides["card"].append(measured(card, folder / "rows", tokenizer, folder))
+        sides["bare"].append(measured(bare, folder / "rows", tokenizer))
     medians = {
         f"{side}_{name}": statistics.median(found[name] for found in runs)
         for side, runs in sides.items()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tokenizers import Encoding
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
@@ -18,8 +17,8 @@ from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary
 
 IGNORED = -100
 """Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
-ROWS_PER_BATCH = 1024
-"""Documents encoded at once: enough to keep all cores busy, few enough to be nothing in memory."""
+ROWS_PER_BATCH = 512
+"""Documents that one thread encodes at once: enough to keep all cores busy, few enough to be nothing in memory."""
 
 _TEXTS = ["prompt", "completion"]
 
@@ -72,7 +71,7 @@ def joined(parts: Sequence[Documents]) -> Documents:
 
 
 def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
-    """Tokenises a split; the next batch is encoded while this one's tokens are gathered, and the last one worked on.
+    """Tokenises a split, several batches at once, so that no core waits while tokens are gathered.
 
     Args:
         source: Folder of rows with `prompt` and `completion`, or with `messages` (and `tools`).
@@ -83,38 +82,28 @@ def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bo
     Yields:
         Documents, in the split's order.
     """
-    yield from tables.read_ahead(_gathered(source, split, vocabulary, every_answer))
-
-
-def _gathered(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
-    first = 0
-    for encoded in tables.read_ahead(_encoded(source, split, vocabulary, every_answer)):
-        documents = _documents(encoded, first, vocabulary)
-        _refuse_unknown_ids(documents, split, vocabulary)
-        yield documents
-        first += len(encoded.rows)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A batch whose texts are encoded, its tokens still the encoder's own."""
-
-    rows: list[RenderedRow]
-    prompts: list[Encoding]
-    completions: list[tuple[Encoding, int]]
-
-
-def _encoded(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[_Encoded]:
-    names, first = tables.schema(source).names, 0
+    names = tables.schema(source).names
     columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
-    for batch in tables.batches(source, columns, rows=ROWS_PER_BATCH):
+
+    def work(numbered: tuple[int, pa.RecordBatch]) -> Documents:
+        first, batch = numbered
         if columns is _TEXTS:
             texts = zip(*(batch[name].to_pylist() for name in _TEXTS), strict=True)
             rows = [RenderedRow(vocabulary.bos + prompt, completion) for prompt, completion in texts]
         else:
             rows = list(_conversations(batch, first, split, vocabulary.tokenizer, every_answer))
-        prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
-        yield _Encoded(rows, prompts, vocabulary.encode_behind([row.completion for row in rows], prompts))
+        documents = _documents(rows, first, vocabulary)
+        _refuse_unknown_ids(documents, split, vocabulary)
+        return documents
+
+    yield from tables.in_parallel(work, _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH)))
+
+
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Passes on batches, each with the index of its first row."""
+    first = 0
+    for batch in batches:
+        yield first, batch
         first += batch.num_rows
 
 
@@ -128,21 +117,23 @@ def _conversations(
             raise UserError(f"row {row} of the {split} split: {error}") from error
 
 
-def _documents(encoded: _Encoded, first: int, vocabulary: Vocabulary) -> Documents:
-    rows, prompts = encoded.rows, encoded.prompts
-    ids, ends, answers = array("i"), [0], []
-    for prompt, completion in zip(prompts, encoded.completions, strict=True):
+def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
+    prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
+    completions = vocabulary.encode_behind([row.completion for row in rows], prompts)
+    ids, ends = array("i"), [0]
+    for prompt, completion in zip(prompts, completions, strict=True):
         ids.fromlist(prompt.ids)
-        answers.append(len(ids))
+        ends.append(len(ids))
         ids.fromlist(vocabulary.completion_ids(completion))
         ends.append(len(ids))
     flat = np.frombuffer(ids, np.int32)
-    labels = flat.copy()
-    for row, prompt, begin, answer in zip(rows, prompts, ends, answers, strict=False):
-        labels[begin:answer] = (
-            np.where(_inside(prompt.offsets, row.trained), flat[begin:answer], IGNORED) if row.trained else IGNORED
-        )
-    offsets = pa.array(ends, pa.int32())
+    lengths = np.diff(ends)
+    labels = np.where(np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), flat, np.int32(IGNORED))
+    for number, row in enumerate(rows):
+        if row.trained:
+            asked = slice(ends[2 * number], ends[2 * number + 1])
+            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained), flat[asked], IGNORED)
+    offsets = pa.array(ends[::2], pa.int32())
     return Documents(
         pa.array(np.arange(first, first + len(rows))),
         pa.ListArray.from_arrays(offsets, pa.array(flat)),

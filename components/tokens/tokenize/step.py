@@ -1,5 +1,6 @@
 """Tokenize: prompts and completions to packed token rows whose labels are the completions alone."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -101,11 +102,15 @@ def tokenize(
     name = model or settings.model_name
     vocabulary = load_vocabulary(name, template_beside(Path(train_sft)))
     facts = {}
-    for split, source, target, packing in (
-        ("train", train_sft, train_tokens, settings.packing),
-        ("validation", val_sft, val_tokens, False),
-    ):
-        facts[split] = _tokenize_split(split, Path(source), Path(target), vocabulary, settings, packing)
+    gc.freeze()  # the libraries' objects stay; to look through them again and again takes a tenth of the time
+    try:
+        for split, source, target, packing in (
+            ("train", train_sft, train_tokens, settings.packing),
+            ("validation", val_sft, val_tokens, False),
+        ):
+            facts[split] = _tokenize_split(split, Path(source), Path(target), vocabulary, settings, packing)
+    finally:
+        gc.unfreeze()
     write_page(
         preview,
         Path(__file__).parent / "preview.html.jinja",

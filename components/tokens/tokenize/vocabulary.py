@@ -30,6 +30,7 @@ class Vocabulary:
     Attributes:
         tokenizer: The Hugging Face tokenizer; its chat template is the one to serve.
         bos: Text to put before every prompt that is not rendered by the chat template; empty if the model has none.
+        eos_id: Id of the end-of-sequence token; asked for once, since that takes longer than to encode a word.
         special_ids: Ids of control tokens.
         anchor: Text to encode before a completion and cut off again, where text on its own gets a word boundary that
             the same text behind a prompt has not (SentencePiece-style tokenizers); empty elsewhere.
@@ -38,6 +39,7 @@ class Vocabulary:
 
     tokenizer: Any
     bos: str
+    eos_id: int
     special_ids: frozenset[int]
     anchor: str
     embeddings: int = 0
@@ -78,8 +80,12 @@ class Vocabulary:
         That is the special token that a chat template wrote at the text's end, or else the end-of-sequence token.
         """
         encoding, cut = encoded
-        ids: list[int] = encoding.ids[cut:]
-        return ids if ids and ids[-1] in self.special_ids else [*ids, self.tokenizer.eos_token_id]
+        ids: list[int] = encoding.ids  # a list of its own at every call
+        if cut:
+            del ids[:cut]
+        if not ids or ids[-1] not in self.special_ids:
+            ids.append(self.eos_id)
+        return ids
 
     def _anchor_behind(self, prompt: Encoding) -> str:
         if not len(prompt):
@@ -125,7 +131,7 @@ def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
     elif bos and not _renders_bos(tokenizer):
         tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return Vocabulary(tokenizer, bos, special_ids, _anchor(tokenizer), _embeddings(Path(model)))
+    return Vocabulary(tokenizer, bos, tokenizer.eos_token_id, special_ids, _anchor(tokenizer), _embeddings(Path(model)))
 
 
 def template_beside(sft: Path) -> str | None:
