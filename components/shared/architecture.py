@@ -60,6 +60,8 @@ def shape_of(model: Any) -> Shape:
         heads=config.num_attention_heads,
         mlp=mlp * visited,
         vocabulary=config.vocab_size,
+        norms=_norms(model, config.hidden_size) // config.num_hidden_layers,
+        capped=bool(getattr(config, "attn_logit_softcapping", None)),
     )
 
 
@@ -77,6 +79,7 @@ def adapter_of(model: Any, config: LoraConfig) -> tuple[Adapter, int]:
     trainable, total = wrapped.get_nb_trainable_parameters()
     values = mask_bytes = 0
     inputs: dict[str, int] = {}
+    magnitudes = _count(weight for name, weight in wrapped.named_parameters() if "lora_magnitude_vector" in name)
     for name, module in wrapped.named_modules():
         if not isinstance(module, LoraLayer) or isinstance(module.get_base_layer(), nn.Embedding):
             continue
@@ -87,7 +90,7 @@ def adapter_of(model: Any, config: LoraConfig) -> tuple[Adapter, int]:
             values, mask_bytes = values + layer.in_features, mask_bytes + layer.in_features
         elif last not in KEPT_BY_ATTENTION:
             inputs[f"{parent}.{SAME_INPUT.get(last, last)}"] = layer.in_features
-    return Adapter(trainable, values + sum(inputs.values()), mask_bytes), total
+    return Adapter(trainable, values + sum(inputs.values()), mask_bytes, magnitudes), total
 
 
 def shares_keys() -> bool:
@@ -111,6 +114,12 @@ def liger_obstacle(model_type: str) -> str:
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     return "" if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"liger-kernel has none for {model_type}"
+
+
+def _norms(model: Any, width: int) -> int:
+    """Returns the number of norms over the hidden state, the one before the head included."""
+    norms = (module for module in model.modules() if "Norm" in type(module).__name__)
+    return sum(getattr(norm, "weight", None) is not None and norm.weight.numel() == width for norm in norms)
 
 
 def _mlp_width(config: Any) -> int:

@@ -18,6 +18,7 @@ from llm_finetune.components.shared.architecture import (
     shape_of,
     shares_keys,
 )
+from llm_finetune.components.shared.attention import attention_of, mixing_obstacle
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash, whole_folder
 from llm_finetune.components.shared.memory import Adapter, Memory, Plan, Shape, estimate
@@ -96,10 +97,10 @@ def apply_lora(
     targets = linear_names(model) if settings.targets == [ALL_LINEAR] else settings.targets
     check_targets(model, targets)
     check_saved(model, settings.saved, targets)
-    shape, fused = shape_of(model), not liger_obstacle(model.config.model_type)
+    shape = shape_of(model)
     plain = settings.model_copy(update={"init": "default"})  # the other initial values need weights to start from
     adapter, total = adapter_of(model, _peft_config(plain, targets))
-    plan = _plan(shape, adapter, settings, fused, load_in_4bit)
+    plan = _plan(shape, adapter, settings, model.config, load_in_4bit)
     memory = estimate(shape, adapter, plan)
     with whole_folder(lora_config) as folder:
         _write_adapter(folder, _peft_config(settings, targets))
@@ -148,10 +149,20 @@ def _write_adapter(folder: Path, adapter: LoraConfig) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _plan(shape: Shape, adapter: Adapter, settings: Settings, fused: bool, load_in_4bit: bool) -> Plan:
+def _plan(shape: Shape, adapter: Adapter, settings: Settings, config: Any, load_in_4bit: bool) -> Plan:
     rows = settings.batch_size * settings.max_length
     tokens = max(min(rows, settings.tokens_per_micro_batch), settings.max_length)  # at least one whole row
-    plan = Plan(tokens, settings.gradient_checkpointing == "on", load_in_4bit, fused, shares_keys())
+    eager = attention_of(config, wanted="varlen") == "eager"
+    plan = Plan(
+        tokens,
+        settings.gradient_checkpointing == "on",
+        load_in_4bit,
+        fused=not liger_obstacle(config.model_type),
+        shared_keys=shares_keys() and not eager,
+        dense_mask=eager,
+        eager=eager,
+        row_tokens=settings.max_length if mixing_obstacle(config) else 0,  # padded where rows can't be packed
+    )
     if settings.gradient_checkpointing == "auto" and settings.gpu_memory_gib:
         return replace(plan, checkpointing=estimate(shape, adapter, plan).gib > settings.gpu_memory_gib)
     return plan
@@ -186,11 +197,18 @@ def _write_summary(
         "Memory: " + ", ".join(f"{name} {gib:.2f} GiB" for name, gib in parts.items()) + ".",
         f"It assumes one GPU, {plan.tokens:,} tokens in a micro-batch, gradient checkpointing "
         f"{'on' if plan.checkpointing else 'off'}, frozen weights in {'NF4' if plan.load_in_4bit else 'bfloat16'}, "
-        f"{'fused layers (Liger)' if plan.fused else 'layers that are not fused'}, adapter and optimizer in float32, "
-        "attention without a mask matrix.",
+        f"{'fused layers (Liger)' if plan.fused else 'layers that are not fused'}, adapter and optimizer in "
+        f"{'bfloat16' if plan.load_in_4bit else 'float32'}, {_attention(plan)}.",
     ]
     if advice:
         notes.append(advice)
     if not facts.serves_as_adapter:
         notes.append("vLLM can't serve this adapter on a shared base (DoRA, modules_to_save, PiSSA, OLoRA): merge it.")
     write_summary(path, "LoRA", shown, notes)
+
+
+def _attention(plan: Plan) -> str:
+    if not plan.eager:
+        return "attention without a mask matrix"
+    row = plan.row_tokens or plan.tokens
+    return f"plain attention, which keeps a score of every two of the {row:,} tokens in a row"

@@ -12,6 +12,7 @@ from trl import SFTConfig
 
 from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.losses import has_plain_head
+from llm_finetune.components.shared.padding import ensure_padding
 from llm_finetune.components.training.finetune_lora.device import DevicePlan, plan_device
 from llm_finetune.components.training.finetune_lora.parallel import Layout, is_first, lay_out, process_count
 from llm_finetune.components.training.finetune_lora.settings import Settings
@@ -62,15 +63,14 @@ def build_trainer(
     adapter.inference_mode = False
     longest = max(train["length"])
     micro, accumulation = micro_batches(longest, settings, packed)
-    layout = lay_out(base_model, adapter, plan, settings, micro * longest, load_in_4bit)
+    layout = lay_out(base_model, adapter, plan, settings, micro * longest, longest, load_in_4bit)
     parts = process_count() if layout.sharded else 1
     model = load_base(base_model, plan.base_dtype, plan.attention, load_in_4bit, _device(), parts)
     if not has_plain_head(model):
         plan = plan_device(config, packed, settings.dtype, plain_head=False)
     if is_first():
         print("\n".join([*plan.reasons, *layout.reasons]), flush=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    ensure_padding(tokenizer, model)
     trainer = CompletionTrainer(
         model=get_peft_model(model, adapter),
         args=_training_arguments(config, folder, settings, plan, layout, micro, accumulation),

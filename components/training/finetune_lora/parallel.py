@@ -47,6 +47,7 @@ def lay_out(
     device: DevicePlan,
     settings: Settings,
     tokens: int,
+    longest: int,
     load_in_4bit: bool,
 ) -> Layout:
     """Decides from the free memory of the fullest GPU, in every process the same.
@@ -57,6 +58,7 @@ def lay_out(
         device: Choices for the device.
         settings: The card's settings.
         tokens: Most tokens in a micro-batch.
+        longest: Tokens of the longest row.
         load_in_4bit: Whether the frozen weights are in NF4.
 
     Returns:
@@ -72,7 +74,7 @@ def lay_out(
     if device.device != "cuda":
         needed, free = Needs(0.0, 0.0, 0.0, 0.0), 0.0
     else:
-        plan = plan_memory(device, tokens, load_in_4bit, processes)
+        plan = plan_memory(device, tokens, longest, load_in_4bit, processes)
         needed, free = needs(base_model, adapter, plan), _least_free()
     return choose(settings, processes, obstacle, needed, free)
 
@@ -119,7 +121,7 @@ class Needs:
     divided_checkpointed: float
 
 
-def plan_memory(device: DevicePlan, tokens: int, load_in_4bit: bool, processes: int) -> Plan:
+def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: bool, processes: int) -> Plan:
     """Returns what of the training decides its memory, without checkpointing."""
     varlen = device.attention == "varlen"
     return Plan(
@@ -131,6 +133,8 @@ def plan_memory(device: DevicePlan, tokens: int, load_in_4bit: bool, processes: 
         dense_mask=not varlen,
         value_bytes=device.base_dtype.itemsize,
         processes=processes,
+        eager=device.attention == "eager",
+        row_tokens=0 if device.padding_free else longest,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 from tiny import tiny_model
+from tiny_architectures import tiny_architecture
 
 from llm_finetune.components.model.apply_lora import component, step
 from llm_finetune.components.model.apply_lora.settings import INITS
@@ -66,6 +67,19 @@ def test_the_summary_shows_what_the_card_promises(model: Path, tmp_path: Path) -
     ):
         assert f"| {row} |" in summary
     assert "4,096 tokens in a micro-batch, gradient checkpointing off, frozen weights in bfloat16" in summary
+
+
+@pytest.mark.parametrize(
+    ("family", "reads"),
+    [("gemma2", "every two of the 1,024 tokens in a row"), ("bloom", "every two of the 256 tokens in a row")],
+)
+def test_attention_that_keeps_its_scores_is_in_the_estimate(tmp_path: Path, family: str, reads: str) -> None:
+    """Rows of gemma2 are packed and flattened; bloom, whose documents would see each other, has them padded."""
+    folder = tiny_architecture(tmp_path / family, family)
+    targets = "query_key_value" if family == "bloom" else "q_proj"
+    apply(folder, tmp_path, load_in_4bit=True, max_length=256, batch_size=4, target_modules=targets)
+    summary = (tmp_path / "summary.md").read_text()
+    assert f"adapter and optimizer in bfloat16, plain attention, which keeps a score of {reads}." in summary
 
 
 def test_the_adapter_that_is_trained_has_the_parameters_that_were_counted(model: Path, tmp_path: Path) -> None:

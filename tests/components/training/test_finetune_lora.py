@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import tiny_model
 from token_rows import END, documents, write
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora import step
@@ -171,6 +171,19 @@ def test_what_serving_needs_lies_beside_the_adapter(inputs, tmp_path):
     assert json.loads((result / "training.json").read_text()) == {"load_in_4bit": False}
     prompts = json.loads((result / "parity_prompts.json").read_text())
     assert [row["input_ids"] for row in prompts] == [row["input_ids"] for row in documents(10, 2)]
+
+
+def test_a_padding_token_that_the_model_has_no_embedding_for_fills_no_row_and_is_not_served(inputs, tmp_path):
+    plain, _ = train(inputs, tmp_path / "a", num_epochs=1, batch_size=4)
+    tokenizer = AutoTokenizer.from_pretrained(inputs["train_tokens"] / "tokenizer")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == AutoModelForCausalLM.from_pretrained(inputs["model_config"]).config.vocab_size
+    tokenizer.save_pretrained(inputs["train_tokens"] / "tokenizer")
+    facts, _ = train(inputs, tmp_path / "b", num_epochs=1, batch_size=4)
+    assert (facts.train_loss, facts.val_loss) == (plain.train_loss, plain.val_loss)
+    result = tmp_path / "b" / "ft"
+    assert AutoTokenizer.from_pretrained(result).pad_token_id == END
+    assert GenerationConfig.from_pretrained(result).pad_token_id == END
 
 
 def test_the_card_reports_losses_and_lineage(inputs, tmp_path):

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import tiny_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
 from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.shared.architecture import adapter_of, shape_of
@@ -28,9 +28,9 @@ LARGE = LlamaConfig(
 )  # fmt: skip
 
 
-def figures(config: LlamaConfig, lora: LoraConfig) -> tuple[Shape, Adapter]:
+def figures(config: LlamaConfig | Gemma2Config, lora: LoraConfig) -> tuple[Shape, Adapter]:
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     return shape_of(model), adapter_of(model, lora)[0]
 
 
@@ -74,7 +74,7 @@ TINY = LlamaConfig(
 TOKENS = 256
 
 
-def counted(model: LlamaForCausalLM, checkpointing: bool, value_bytes: int) -> int:
+def counted(model: PeftModel, checkpointing: bool, value_bytes: int) -> int:
     """Bytes that autograd keeps of a forward pass through the decoder layers, weights and the final norm not counted."""
     model.train()
     model.enable_input_require_grads()  # or the first layer, whose input needs no gradient, would keep less
@@ -120,6 +120,32 @@ def test_what_is_kept_is_what_autograd_keeps(lora, dtype):
     assert TOKENS * kept_per_token(shape, adapter, plan) == pytest.approx(counted(model, False, bytes_each), rel=0.05)
 
 
+GEMMA = Gemma2Config(
+    hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
+    head_dim=16, vocab_size=64, attn_logit_softcapping=50.0, sliding_window=64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [TINY, GEMMA], ids=["llama", "gemma2"])
+def test_eager_attention_keeps_its_scores(config, dtype):
+    lora = LoraConfig(r=8, task_type="CAUSAL_LM", target_modules=ATTENTION)
+    shape, adapter = figures(config, lora)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
+    model = get_peft_model(model, lora)
+    without_input_casts(model)
+    if dtype is torch.bfloat16:
+        fuse_adapters(model)
+    plan = Plan(TOKENS, False, False, False, shared_keys=False, value_bytes=dtype.itemsize, eager=True)
+    kept = counted(model, False, dtype.itemsize)
+    assert TOKENS * kept_per_token(shape, adapter, plan) == pytest.approx(kept, rel=0.05)
+    without = replace(plan, eager=False)
+    assert TOKENS * kept_per_token(shape, adapter, without) < 0.75 * kept
+    # Rows that are padded keep a square each, not one square of them all.
+    padded = replace(plan, tokens=4 * TOKENS, row_tokens=TOKENS)
+    assert kept_per_token(shape, adapter, padded) == kept_per_token(shape, adapter, plan)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_checkpointing_the_layers_inputs_are_kept(dtype):
     config = LoraConfig(r=8, task_type="CAUSAL_LM", target_modules=ATTENTION)
@@ -161,6 +187,6 @@ def test_the_training_estimates_from_the_model_s_folder(tmp_path):
     folder = tiny_model(tmp_path / "base")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="pissa")
     device = plan_device(LlamaConfig.from_pretrained(folder), True, "float32", plain_head=True)
-    found = needs(folder, lora, plan_memory(device, 10**6, False, 2))
+    found = needs(folder, lora, plan_memory(device, 10**6, 1000, False, 2))
     assert found.whole_checkpointed < found.whole and found.divided_checkpointed < found.divided
     assert lora.init_lora_weights == "pissa"

@@ -11,7 +11,9 @@ from tiny import tiny_model
 from token_rows import documents, write
 from transformers import AutoConfig, AutoTokenizer
 
+from llm_finetune.components.shared.architecture import adapter_of, empty_model
 from llm_finetune.components.shared.causal_lm import load_base
+from llm_finetune.components.shared.memory import Plan, trained_bytes
 from llm_finetune.components.training.finetune_lora import step
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 
@@ -60,6 +62,20 @@ def test_the_adapter_s_types_are_those_of_the_paper(base, tmp_path):
     assert types == {"lora_A": torch.bfloat16, "lora_B": torch.bfloat16, "lora_magnitude_vector": torch.float32}
     plain = trainer_of(base, tmp_path, load_in_4bit=False).model
     assert {p.dtype for p in plain.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_what_is_trained_takes_the_memory_that_is_estimated(base, tmp_path, load_in_4bit, use_dora):
+    trainer = trainer_of(base, tmp_path, load_in_4bit, use_dora=use_dora)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trainer.train()
+    moments = [
+        state for parameter in trained for state in trainer.optimizer.state[parameter].values() if state.numel() > 1
+    ]
+    found = sum(tensor.nbytes for tensor in [*trained, *trained, *moments])  # a gradient has its weight's type
+    adapter, _ = adapter_of(empty_model(base), LoraConfig.from_pretrained(tmp_path / "lora"))
+    assert found == trained_bytes(adapter, Plan(1, False, load_in_4bit, False, False, value_bytes=4))
 
 
 def test_an_evaluation_leaves_the_quantised_weights_as_they_are(base, tmp_path):
