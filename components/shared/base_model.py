@@ -41,6 +41,12 @@ SMALL_FILES = [
 def resolve(model_config: str | Path) -> tuple[str, str]:
     """Returns where the weights of a `model_config` artifact lie; a reference is fetched into its cache first.
 
+    A run works on one state of its base. A commit of the Hub can't change. Of a folder, Load Base Model hashes every
+    byte once; here, configuration and tokenizer are compared byte for byte with the artifact's own copies, and the
+    weights by size and time of last change, as reading them all in every card would take minutes. Only where one of
+    these differs, all is hashed again, so that a folder which was moved or mounted elsewhere passes, and one that was
+    changed does not. A weight file that was changed and given its old size and time again goes unnoticed.
+
     Args:
         model_config: Folder written by Load Base Model.
 
@@ -56,7 +62,8 @@ def resolve(model_config: str | Path) -> tuple[str, str]:
     reference = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
     name, revision, files = reference["model_name"], reference["revision"], reference["files"]
     if revision.startswith("sha256:"):
-        verify_revision(name, files, revision)
+        if not _unchanged(Path(name), folder, files, reference.get("stamps", {})):
+            verify_revision(name, files, revision)
         return name, revision
     try:
         return str(fetch(name, revision, files, reference["cache_dir"])), revision
@@ -122,6 +129,21 @@ def files_revision(folder: str | Path, files: Iterable[str]) -> str:
         with (Path(folder) / file).open("rb") as stream:
             whole.update(f"{file}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{whole.hexdigest()}"
+
+
+def file_stamps(folder: str | Path, files: Iterable[str]) -> dict[str, list[int]]:
+    """Returns the size in bytes and the time of the last change in nanoseconds of each file."""
+    found = {file: (Path(folder) / file).stat() for file in files}
+    return {file: [entry.st_size, entry.st_mtime_ns] for file, entry in found.items()}
+
+
+def _unchanged(origin: Path, copies: Path, files: list[str], stamps: dict[str, list[int]]) -> bool:
+    """Tells whether files are those that Load Base Model saw, as far as that shows without reading the weights."""
+    try:
+        same = all((origin / file).read_bytes() == (copies / file).read_bytes() for file in small_files(files))
+        return same and file_stamps(origin, files) == stamps
+    except FileNotFoundError:
+        return False
 
 
 def hub_token() -> str | bool:

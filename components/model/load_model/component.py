@@ -13,6 +13,7 @@ def load_model(
     load_in_4bit: bool = True,
     cache_dir: str = "/tmp/hf_cache",
     revision: str = "",
+    commit: str = "",
     store: str = "copy",
     settings: dict = {},
     package_version: str = "",
@@ -30,6 +31,8 @@ def load_model(
         cache_dir: Where downloads are kept; a volume here saves the next run the download.
         revision: Branch, tag or commit of a Hub id, or the sha256:... of a folder as an earlier run reported it. Empty
             takes the default branch, or the folder as it is; what was found is recorded.
+        commit: What Pin Sources saw that revision means now. Nothing is done with it: a model that has changed on the
+            Hub is another input by it, for which no earlier result is taken from the cache.
         store: copy puts the weights into the artifact; reference leaves them in cache_dir, or in the folder that
             model_name is, and pins them: later cards read them there, so it has to be a volume that they mount too.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).

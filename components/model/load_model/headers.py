@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from llm_finetune.components.shared.errors import UserError
 
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 # Tables and masks that older checkpoints carry; no training changes them.
 BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|attn\.masked_bias|\bh\.\d+\.attn\.bias|attention\.bias|attention\.masked_bias)$"
@@ -68,15 +66,6 @@ def count_parameters(tensors: Iterable[Tensor], tied: bool) -> int:
     if tied and head and any(EMBEDDINGS.search(name) for name in sizes):
         del sizes[head]
     return sum(sizes.values())
-
-
-def main_dtype(tensors: Iterable[Tensor]) -> str:
-    """Returns the type that most of the parameters are stored in, such as `bfloat16`."""
-    parameters: Counter[str] = Counter()
-    for tensor in tensors:
-        parameters[tensor.dtype] += tensor.size
-    most = parameters.most_common(1)[0][0]
-    return DTYPES.get(most, most.lower())
 
 
 def _local_header(path: Path) -> list[Tensor]:

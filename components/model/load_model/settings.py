@@ -14,4 +14,5 @@ class Settings(CardSettings):
     load_in_4bit: bool = True
     cache_dir: str = Field("/tmp/hf_cache", min_length=1)
     revision: str = ""
+    commit: str = ""
     store: Literal["copy", "reference"] = "copy"

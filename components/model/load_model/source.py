@@ -91,6 +91,23 @@ def find(model_name: str, revision: str, cache_dir: str) -> Source:
     return _find_on_hub(model_name, revision, cache_dir)
 
 
+def commit_of(model_name: str, revision: str) -> str:
+    """Returns the commit that a revision of a Hub model means now; empty for a folder, and where the Hub is shut out.
+
+    Args:
+        model_name: Hub id or folder.
+        revision: Branch, tag or commit; empty for the default branch.
+
+    Raises:
+        UserError: If there is no such model or revision, or the Hub is out of reach.
+    """
+    folder = model_name.startswith(("/", ".", "~")) or Path(model_name).is_dir()
+    if folder or constants.HF_HUB_OFFLINE:
+        return ""
+    with hub_errors(model_name, revision):
+        return HfApi(token=hub_token()).model_info(model_name, revision=revision or None).sha or ""
+
+
 def fetch_weights(source: Source, cache_dir: str) -> Path:
     """Returns a folder that holds a Hub model's weights too, after making sure that they fit.
 

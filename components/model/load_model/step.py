@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.model.load_model.disk import copy_files, place_weights
-from llm_finetune.components.model.load_model.headers import Tensor, count_parameters, local_tensors, main_dtype
+from llm_finetune.components.model.load_model.headers import Tensor, count_parameters, local_tensors
 from llm_finetune.components.model.load_model.settings import Settings
 from llm_finetune.components.model.load_model.source import Source, fetch_weights, find, licence
-from llm_finetune.components.shared.base_model import REFERENCE, files_revision, verify_revision
+from llm_finetune.components.shared.base_model import REFERENCE, file_stamps, files_revision, verify_revision
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import whole_folder
 from llm_finetune.components.shared.summary import gigabytes, write_summary
+from llm_finetune.components.shared.weight_types import stored_types
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
@@ -82,6 +83,7 @@ def load_model(model_config: str | Path, model_summary: str | Path, settings: Se
     # With store=reference too: later cards, some of them on GPUs, shall find the weights in the cache and not wait.
     weights = source.folder if source.local else fetch_weights(source, settings.cache_dir)
     tensors = local_tensors(weights, source.weights)
+    stamps = file_stamps(weights, source.files) if source.local else {}  # before the hash: a later change must show
     revision = source.revision or _folder_revision(source, settings.revision)
     facts = ModelFacts(
         model_name=source.name,
@@ -90,7 +92,7 @@ def load_model(model_config: str | Path, model_summary: str | Path, settings: Se
         total_parameters=count_parameters(tensors, _tied(config, tensors)),
         load_in_4bit=settings.load_in_4bit,
         context_length=_context_length(config),
-        dtype=main_dtype(tensors),
+        dtype=stored_types((tensor.dtype, tensor.size) for tensor in tensors).most_common(1)[0][0],
         licence=licence(source),
         size_bytes=source.size_bytes,
         chat_template=_has_chat_template(source),
@@ -103,7 +105,7 @@ def load_model(model_config: str | Path, model_summary: str | Path, settings: Se
             place_weights(source.weights, weights, folder)
         else:
             pinned = {"model_name": source.name, "revision": revision, "files": source.files}
-            text = json.dumps(pinned | {"cache_dir": settings.cache_dir}, indent=2)
+            text = json.dumps(pinned | {"cache_dir": settings.cache_dir, "stamps": stamps}, indent=2)
             (folder / REFERENCE).write_text(text + "\n", encoding="utf-8")
     _write_summary(model_summary, facts)
     return facts

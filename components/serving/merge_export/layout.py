@@ -20,9 +20,12 @@ OWN_TOKENIZER_KEYS = ("backend", "is_local", "local_files_only")
 def add_tokenizer(ft_result: Path, folder: Path) -> None:
     """Puts the tokenizer, its chat template and the generation config of the training beside the weights.
 
+    Tokens that the model has no embedding for, such as a padding token that somebody added without resizing it, are
+    left out: vLLM looks up what a client writes, and a single request with such a token would end the server.
+
     Args:
         ft_result: Folder of the adapter.
-        folder: Folder of the merged model.
+        folder: Folder of the merged model, with its config.json.
 
     Raises:
         UserError: If there is no chat template or no end token, without which the model can't be served.
@@ -43,7 +46,7 @@ def add_tokenizer(ft_result: Path, folder: Path) -> None:
         tokenizer.pop(key, None)
     if tokenizer.get("tokenizer_class") in (None, "TokenizersBackend"):
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write(folder / "tokenizer_config.json", tokenizer)
+    _write(folder / "tokenizer_config.json", _without(tokenizer, _drop_unknown_tokens(folder)))
 
 
 def add_licence(model_config: Path, folder: Path) -> None:
@@ -123,6 +126,31 @@ def leftovers(present: Iterable[str], files: Collection[str]) -> list[str]:
 def weight_bytes(folder: Path) -> int:
     """Returns the bytes of the weights."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+
+
+def _drop_unknown_tokens(folder: Path) -> set[str]:
+    """Takes added tokens without an embedding out of tokenizer.json, and returns them."""
+    config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer.json")
+    known = config.get("vocab_size") or config["text_config"]["vocab_size"]
+    added = tokenizer.get("added_tokens") or []
+    dropped = {token["content"] for token in added if token["id"] >= known}
+    if dropped:
+        tokenizer["added_tokens"] = [token for token in added if token["content"] not in dropped]
+        _write(folder / "tokenizer.json", tokenizer)
+        print(f"left out tokens that the model has no embedding for: {', '.join(sorted(dropped))}", flush=True)
+    return dropped
+
+
+def _without(value: Any, dropped: Collection[str]) -> Any:
+    """Returns settings of a tokenizer without what names a dropped token; loading would add the token again."""
+
+    def names(part: Any) -> bool:
+        content = part.get("content") if isinstance(part, dict) else part
+        return isinstance(content, str) and content in dropped
+
+    if isinstance(value, dict):
+        return {key: _without(part, dropped) for key, part in value.items() if not names(part)}
+    return [_without(part, dropped) for part in value if not names(part)] if isinstance(value, list) else value
 
 
 def _pickle_name(name: str) -> str:

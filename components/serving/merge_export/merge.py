@@ -20,6 +20,8 @@ SHARD_SIZE = 5 * 10**9
 """As large as the Hub's own models are cut."""
 BYTES_MERGING = 5
 """Bytes per parameter while merging in memory: float32 weights and room for one layer's product and the logits."""
+EXPORTED = ("bfloat16", "float16", "float32")
+"""Types that vLLM serves (its --dtype); weights stored in another one are exported in bfloat16."""
 
 
 class Merger(Protocol):
@@ -157,8 +159,8 @@ def trained_in_4bit(ft_result: str | Path) -> bool:
 
 def stored_dtype(model_config: str | Path) -> torch.dtype:
     """Returns the type that most of the base model's weights are stored in; of other types, the one to compute in."""
-    most = StoredWeights(resolve(model_config)[0]).dtypes().most_common(1)[0][0]
-    return most if isinstance(most, torch.dtype) else torch.bfloat16
+    most = StoredWeights(resolve(model_config)[0]).types().most_common(1)[0][0]
+    return getattr(torch, most) if most in EXPORTED else torch.bfloat16
 
 
 def choose_device(model_config: str | Path) -> str:

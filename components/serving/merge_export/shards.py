@@ -43,7 +43,7 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
     """
     merge = _Merge(unwrapped(model), stored, dtype)
     files = _file_sizes(stored, dtype)
-    if set(stored.dtypes()) == {dtype} and max(files.values()) <= shard_size:
+    if set(stored.types()) == {str(dtype).removeprefix("torch.")} and max(files.values()) <= shard_size:
         with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
             for _ in pool.map(lambda file: _write_patched(file, merge, folder), files):
                 pass

@@ -13,9 +13,8 @@ from safetensors import safe_open
 from llm_finetune.components.shared.base_model import INDEX, SINGLE
 from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.weight_types import stored_types
 
-DTYPES: dict[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Types by their names in safetensors files (https://huggingface.co/docs/safetensors/index#format)."""
 ADAPTER = "default"
 """PEFT's name for the one adapter of a model."""
 
@@ -51,13 +50,11 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         """Returns the number of tensors."""
         return len(self.files)
 
-    def dtypes(self) -> Counter[torch.dtype | str]:
-        """Returns how many values are stored in each type (or its name in the files), from the headers alone."""
-        found: Counter[torch.dtype | str] = Counter()
-        for file in sorted(set(self.files.values())):
-            for name, count in parse_local_safetensors_file_metadata(self.folder / file).parameter_count.items():
-                found[DTYPES.get(name, name)] += count
-        return found
+    def types(self) -> Counter[str]:
+        """Returns how many values are stored in each type, such as `bfloat16`, from the headers alone."""
+        files = sorted(set(self.files.values()))
+        headers = (parse_local_safetensors_file_metadata(self.folder / file) for file in files)
+        return stored_types(pair for header in headers for pair in header.parameter_count.items())
 
     def sizes(self) -> dict[str, int]:
         """Returns the number of values of every tensor, from the files' headers alone."""

@@ -13,6 +13,7 @@ from tiny import tiny_model
 
 from llm_finetune.components.model.load_model import component, disk, step
 from llm_finetune.components.model.load_model.headers import Tensor, count_parameters
+from llm_finetune.components.shared import base_model
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
@@ -116,6 +117,27 @@ def test_a_reference_to_a_folder_is_followed_and_checked(model: Path, tmp_path: 
         resolve(stored)
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="is gone"):
+        resolve(stored)
+
+
+def test_later_cards_read_the_weights_of_a_reference_only_where_they_look_changed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the folder came back with other times, as from another mount; never where a small file differs."""
+    facts = load(tmp_path, model, store="reference")
+    stored, hashed = tmp_path / "model_config", []
+    hash_files = base_model.files_revision
+    monkeypatch.setattr(base_model, "files_revision", lambda *args: hashed.append(args) or hash_files(*args))
+    assert resolve(stored) == (str(model), facts.revision)
+    assert not hashed
+    os.utime(model / "model.safetensors", (1, 1))
+    assert resolve(stored) == (str(model), facts.revision)
+    assert len(hashed) == 1
+    file = model / "config.json"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_text(file.read_text().replace('"hidden_size": 64', '"hidden_size": 65'))
+    os.utime(file, ns=times)
+    with pytest.raises(UserError, match="have changed"):
         resolve(stored)
 
 

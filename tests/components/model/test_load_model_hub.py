@@ -11,6 +11,7 @@ from fake_hub import COMMIT, FakeHub, serving
 from huggingface_hub import constants
 from load_model_folder import fixture_original, load  # noqa: F401
 
+from llm_finetune.components.model.load_model.source import commit_of
 from llm_finetune.components.shared.base_model import DownloadLines, resolve
 from llm_finetune.components.shared.errors import UserError
 
@@ -51,6 +52,15 @@ def test_a_reference_to_the_hub_leaves_the_weights_in_the_cache_and_is_resolved_
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(UserError, match=r"does not hold all of org/tiny .* mount the same volume here; if it was emp"):
         resolve(tmp_path / "model_config")
+
+
+def test_the_commit_that_a_name_means_now(hub: FakeHub, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commit_of("org/tiny", "") == commit_of("org/tiny", "main") == COMMIT
+    assert commit_of(str(original), "") == commit_of("/mnt/model-cache/not-mounted-here", "") == ""
+    with pytest.raises(UserError, match="there is no model 'org/none'"):
+        commit_of("org/none", "")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert commit_of("org/tiny", "") == ""
 
 
 def test_the_cache_serves_when_the_hub_is_gone(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

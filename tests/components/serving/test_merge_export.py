@@ -64,6 +64,22 @@ def test_the_base_s_own_precision_is_kept_and_costs_little(base: Path, adapter: 
     assert facts.agreement > 0.95
 
 
+def test_a_client_can_write_no_token_that_the_model_has_no_embedding_for(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>", "<|pad|>"]})
+    tokenizer.add_tokens(["<plain>"])
+    tokenizer.save_pretrained(adapter)
+    text = "<|im_start|>a<image><|pad|><plain>[PAD]<|im_end|>"
+    assert max(tokenizer(text)["input_ids"]) == 401
+    export(base, adapter, tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    ids = served(text)["input_ids"]
+    assert max(ids) < 400 and (ids[0], ids[-1], len(served)) == (1, 2, 400)
+    assert served.decode(ids) == text and served.all_special_tokens.count("<|pad|>") == 1
+
+
 def test_the_folder_holds_what_a_server_needs(base: Path, adapter: Path, tmp_path: Path) -> None:
     export(base, adapter, tmp_path)
     merged = tmp_path / "merged"
