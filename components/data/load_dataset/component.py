@@ -18,6 +18,7 @@ def load_dataset(
     hf_config: str = "",
     hf_revision: str = "",
     sha256: str = "",
+    etag: str = "",
     licence: str = "",
     seed: int = -1,
     mixture: list = [],
@@ -48,6 +49,8 @@ def load_dataset(
         hf_revision: Branch, tag or commit of the Hub dataset; the commit it means is recorded.
         sha256: Checksum that the file must have, 64 hexadecimal digits; of several files, one for each, with commas
             between them; empty for any.
+        etag: What Pin Sources saw of files elsewhere, a hash over several. Nothing is done with it: a changed file is
+            another input by it, for which no earlier result is taken from the cache.
         licence: Licence of the data, which the model card shows and warns of; by default what the Hub names.
         seed: -1 takes the first max_samples rows; 0 or more draws them by chance, which reads the whole source.
         mixture: Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, `hf_split`,

@@ -10,6 +10,7 @@ import pyarrow.json
 
 from llm_finetune.components.data.load_dataset import explain, json_text
 from llm_finetune.components.data.load_dataset.columns import TypesWidened, as_held, held_kind, plain_types, widened
+from llm_finetune.components.data.load_dataset.null_lists import mended
 from llm_finetune.components.shared.errors import UserError
 
 FIRST_BLOCK = 1 << 20
@@ -168,13 +169,14 @@ def _table_in_one(block: bytes, schema: pa.Schema, place: explain.Place) -> pa.T
 
 
 def _read(block: bytes, schema: pa.Schema | None, block_size: int) -> pa.Table:
-    return pa.json.read_json(
+    table = pa.json.read_json(
         pa.BufferReader(block),
         read_options=pa.json.ReadOptions(block_size=block_size + 1, use_threads=True),
         parse_options=pa.json.ParseOptions(
             explicit_schema=schema, unexpected_field_behavior="error" if schema else "infer"
         ),
     )
+    return mended(table)
 
 
 def _refuse_depth(block: bytes, place: explain.Place) -> None:

@@ -15,7 +15,7 @@ class Member(BaseModel):
         name: What it is called in `source_column`; by default the dataset or the file.
         weight: Its part of the rows, relative to the other sources.
         hf_dataset: Dataset on the Hub; or `path`.
-        hf_config: As the card's setting of this name; so are `hf_split`, `hf_revision` and `sha256`.
+        hf_config: As the card's setting of this name; so are `hf_split`, `hf_revision`, `sha256` and `etag`.
         path: Files, as `jsonl_path` or `jsonl_url` take them.
         licence: As the card's setting of this name.
         columns: Columns to take, by the name that they shall have; empty for all as they are.
@@ -31,6 +31,7 @@ class Member(BaseModel):
     hf_revision: str = ""
     path: str = ""
     sha256: str = ""
+    etag: str = ""
     licence: str = ""
     columns: dict[str, str] = {}
 
@@ -63,6 +64,7 @@ class Settings(CardSettings):
     hf_config: str = ""
     hf_revision: str = ""
     sha256: str = ""
+    etag: str = ""
     licence: str = ""
     seed: int = Field(-1, ge=-1)
     mixture: list[Member] = Field([])

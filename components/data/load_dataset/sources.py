@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,6 +129,20 @@ class Source:
                 local.revision = f"sha256:{found}"
             yield local
 
+    def etag(self) -> str:
+        """Returns what tells a remote file from what it was before: its ETag, else when it was last changed.
+
+        Raises:
+            UserError: If the file is not there or not in reach.
+        """
+        with self.explained():
+            if self.is_web:
+                with contextlib.closing(self._web_file(size_may_be_unknown=True)) as file:
+                    return file.revision or file.last_modified
+            system, path = file_system(self.location)
+            system.invalidate_cache()
+            return _etag(system.info(path))
+
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
         """Turns what can go wrong while reading into a message that names the file."""
@@ -157,8 +171,7 @@ class Source:
                 yield web_file
         else:
             with opened(self.location) as file:
-                details = getattr(file, "details", None) or {}
-                self.revision = str(details.get("ETag") or details.get("etag") or "").strip('"')
+                self.revision = _etag(getattr(file, "details", None) or {})
                 yield file
 
     def _web_file(self, size_may_be_unknown: bool = False) -> web.WebFile:
@@ -237,6 +250,11 @@ def file_system(location: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         scheme = location.partition("://")[0]
         raise UserError(f"{scheme}:// is not a place this card can read from ({error})") from None
+
+
+def _etag(details: Mapping[str, Any]) -> str:
+    """Returns a file's ETag as its store names it: S3, Google Cloud Storage, the Hub's Git."""
+    return str(next((details[name] for name in ("ETag", "etag", "blob_id") if details.get(name)), "")).strip('"')
 
 
 def _is_about_reading(error: Exception) -> bool:

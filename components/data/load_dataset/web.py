@@ -33,6 +33,7 @@ class WebFile:
     Attributes:
         size: Bytes of the file; None where the server does not say.
         revision: The server's ETag, without quotes; may be empty.
+        last_modified: When the server says that the file was last changed; may be empty.
         has_ranges: Whether any part of the file can be asked for.
     """
 
@@ -62,6 +63,7 @@ class WebFile:
         headers = self._response.headers
         self.size = answers.length(headers)
         self.revision = headers.get("ETag", "").removeprefix("W/").strip('"')
+        self.last_modified = headers.get("Last-Modified", "")
         self.has_ranges = self.size is not None and headers.get("Accept-Ranges", "").lower() == "bytes"
         self._same = {"ETag": headers.get("ETag"), "Last-Modified": headers.get("Last-Modified")}
         self._digest, self._expected_digest = answers.announced_digest(headers)

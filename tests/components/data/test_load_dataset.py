@@ -123,3 +123,26 @@ def test_no_step_imports_torch():
     heavy = ("torch", "transformers", "datasets", "pandas", "kfp")
     script = f"import sys; {imports}; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[None, None]],
+        [[None, None], None, [], [None, None, None]],
+        [[[None, None], []], [], [[None]], None],
+        [{"b": [None, None]}, {"b": None}, None, {"b": [None]}],
+        [[{"b": [None, None]}, None], []],
+        [[None, None], [None], ["x", None]],
+        [["x"], *[[None, None]] * 9],
+    ],
+)
+def test_lists_of_nothing_but_null_are_kept(tmp_path, monkeypatch, values, in_blocks):
+    if in_blocks:
+        monkeypatch.setattr(jsonl, "FIRST_BLOCK", 16)
+        monkeypatch.setattr(jsonl, "BLOCK", 16)
+    lines = "".join(json.dumps({"a": value}) + "\n" for value in values)
+    _, rows = load(tmp_path, file(tmp_path, lines.encode()))
+    assert rows == [{"a": value} for value in values]
+    assert load(tmp_path, file(tmp_path, json.dumps(rows).encode(), "data.json"))[1] == rows

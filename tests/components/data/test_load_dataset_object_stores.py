@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from load_dataset_sources import lines, load, refused
 
+from llm_finetune.components.data.load_dataset.sources import Source
+from llm_finetune.components.shared.errors import UserError
+
 
 @pytest.fixture(scope="module", params=[object_stores.s3_store, object_stores.gcs_store], ids=["s3", "gs"])
 def store(request, tmp_path_factory):
@@ -34,6 +37,16 @@ def test_object_stores(tmp_path, store):
     assert "matches no file" in refused(tmp_path, store.url("out/*.jsonl"))
     assert "does not exist" in refused(tmp_path, store.url("in/none.jsonl"))
     assert "does not exist" in refused(tmp_path, f"{store.scheme}://nobucket/a.jsonl")
+
+
+def test_another_etag_tells_that_a_file_has_changed(tmp_path, store):
+    address = store.put("etag.jsonl", lines(0, 2))
+    first = Source(address).etag()
+    assert first and first == Source(address).etag() == load(tmp_path, address)[0].revision
+    store.put("etag.jsonl", lines(0, 3))
+    assert Source(address).etag() not in ("", first)
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        Source(store.url("none.jsonl")).etag()
 
 
 def test_wrong_credentials(tmp_path, store):
