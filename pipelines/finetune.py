@@ -20,6 +20,7 @@ from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.components.training.finetune_lora.component import finetune_lora
 from llm_finetune.pipelines.cluster import NETWORK_RETRIES, Cluster
 from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.pins.component import pin_sources
 from llm_finetune.pipelines.recipe.component import check_recipe
 from llm_finetune.pipelines.recipe.wiring import FREE_TEXT, PARAMETERS, settings_of
 from llm_finetune.pipelines.report.component import report
@@ -109,7 +110,16 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 package_version=VERSION,
             )
             place(checked, "Check Recipe", "small")
-            chosen = checked.outputs
+            pinned = pin_sources(
+                **{
+                    name: parameters[name]
+                    for name in ("source_type", "hf_dataset", "jsonl_path", "jsonl_url", "model_name")
+                },
+                **{name: checked.outputs[name] for name in ("load_dataset", "filter_clean", "load_model", "plan")},
+                package_version=VERSION,
+            )
+            place(pinned, "Pin Sources", "small", cached=False)
+            chosen = checked.outputs | pinned.outputs
 
             def given(card: str) -> dict:
                 """Returns a card's settings: its pipeline parameters by wire, the rest from the checked recipe."""
@@ -179,7 +189,7 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 place(served, "vLLM Serve", "small", cached=False)
             for task in (base, merged):
                 cluster.with_model_cache(task, chosen)
-            for task in (raw, clean):
+            for task in (pinned, raw, clean):
                 cluster.with_datasets(task, chosen)
             for task in (base, eval_report, merged):
                 cluster.with_hub(task, chosen)

@@ -15,7 +15,6 @@ from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.pipelines.compile import compile_pipeline
-from llm_finetune.pipelines.local.pins import pinned
 from llm_finetune.pipelines.local.report import closed_gate, show_results
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
@@ -75,7 +74,6 @@ def start_run(
         plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
     check_recipe(plan.parameters, plan.recipe)
     _check_port(plan)
-    plan = pinned(plan, console.print if resume else lambda _: None)
     plan = plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_root": str(workdir / "checkpoints")}}))
     folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
     folder.mkdir()

@@ -15,15 +15,15 @@ from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.wiring import PARAMETERS
 
 TITLES = {
-    "check-recipe": "Check Recipe", "load-dataset": "Load Dataset", "filter-clean": "Filter & Clean",
+    "check-recipe": "Check Recipe", "pin-sources": "Pin Sources", "load-dataset": "Load Dataset", "filter-clean": "Filter & Clean",
     "train-val-split": "Train/Val Split", "format-sft": "Format for SFT", "load-model": "Load Base Model",
     "tokenize": "Tokenize", "data-report": "Data Report", "apply-lora": "Apply LoRA", "finetune-lora": "Fine-Tune LoRA", "evaluate": "Evaluate",
     "quality-gate": "Quality Gate", "merge-export": "Merge & Export", "vllm-serve": "vLLM Serve", "report": "Report",
 }  # fmt: skip
 ON_GPU = {"finetune-lora", "evaluate"}
 NETWORK = {"load-dataset", "filter-clean", "load-model"}
-HUB = NETWORK | {"evaluate", "merge-export"}
-NEVER_CACHED = {"quality-gate", "vllm-serve", "report"}
+HUB = NETWORK | {"evaluate", "merge-export", "pin-sources"}
+NEVER_CACHED = {"pin-sources", "quality-gate", "vllm-serve", "report"}
 SECRET = "what-nobody-may-see"
 EVERYTHING = ClusterOptions(
     model_cache=True, checkpoints=True, spot=True, image_pull_secrets=("registry",), queue="team", data_claim="rows",
@@ -180,7 +180,7 @@ def test_secrets_are_named_where_they_are_needed_and_never_contained(compiled):
     }
     keys = {"JUDGE", "ENDPOINT", "WANDB", "MLFLOW"}
     assert given == {
-        "load-dataset": {"HF", "AWS"}, "filter-clean": {"HF", "AWS"}, "load-model": {"HF"},
+        "pin-sources": {"HF", "AWS"}, "load-dataset": {"HF", "AWS"}, "filter-clean": {"HF", "AWS"}, "load-model": {"HF"},
         "finetune-lora": {"AWS", *keys}, "evaluate": {"HF", *keys}, "merge-export": {"HF", "AWS"},
     }  # fmt: skip
     assert all(secret["optional"] for cluster in compiled.cluster.values() for secret in cluster.get("secretAsEnv", []))
@@ -212,6 +212,12 @@ def test_only_what_can_pass_by_itself_is_tried_again(plain, full):
 def test_deciding_deploying_and_reporting_are_never_taken_from_a_cache(compiled):
     cached = {name: bool(task["cachingOptions"].get("enableCache")) for name, task in compiled.tasks.items()}
     assert {name for name, on in cached.items() if not on} == NEVER_CACHED
+
+
+def test_what_is_read_is_pinned_first(plain):
+    for name in ("load-dataset", "filter-clean", "load-model"):
+        settings = plain.tasks[name]["inputs"]["parameters"]["settings"]["taskOutputParameter"]
+        assert settings == {"producerTask": "pin-sources", "outputParameterKey": name.replace("-", "_")}
 
 
 def test_gpu_cards_can_wait_in_a_queue(plain, full):
@@ -250,7 +256,7 @@ def test_with_volumes_weights_are_passed_by_reference_and_checkpoints_outlive_th
     mounted = {name: paths for name, paths in full.volumes("pvcMount").items() if paths}
     cache, checkpoints, data = "/mnt/model-cache", "/mnt/checkpoints", "/mnt/data"
     assert mounted == {
-        "load-dataset": {data}, "filter-clean": {data},
+        "pin-sources": {data}, "load-dataset": {data}, "filter-clean": {data},
         "load-model": {cache}, "finetune-lora": {cache, checkpoints}, "evaluate": {cache}, "merge-export": {cache},
     }  # fmt: skip
     constants = {name: value["runtimeValue"]["constant"] for name, value in full.tasks["load-model"]["inputs"]["parameters"].items()

@@ -75,7 +75,7 @@ def whole(place):
 def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert whole.returncode == 0, whole.stdout
     ended = re.findall(r"^✓ (.+?)\s+\d+:\d\d$", whole.stdout, re.MULTILINE)
-    assert len(ended) == 15
+    assert len(ended) == 16
     assert {"Data Report", "Merge & Export", "vLLM Serve"} < set(ended) and ended[-1] == "Report"
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
     pages = re.findall(r"file://(\S+)", whole.stdout)
@@ -102,7 +102,12 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until
             break
     output = "".join(lines)
     assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 12, output
-    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == ["Quality Gate", "vLLM Serve", "Report"]
+    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == [
+        "Pin Sources",
+        "Quality Gate",
+        "vLLM Serve",
+        "Report",
+    ]
     curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)[0].strip()
     answer = json.loads(subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True).stdout)
     assert answer["choices"][0]["message"]["role"] == "assistant"
