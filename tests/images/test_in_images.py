@@ -119,6 +119,18 @@ def test_installed_is_what_the_lock_says(engine: Engine, images: dict[str, str])
         assert installed == locked
 
 
+def test_the_base_for_gpus_has_the_compiler_that_triton_asks_for(engine: Engine) -> None:
+    tag = f"{REGISTRY}/base-cuda:test"
+    arguments = ["--target", "base-cuda", "--build-arg", f"BASE={engine.standin()}", "--build-arg", "TORCH=cuda"]
+    engine.output(
+        "buildah", "build", "--network=host", "--pull-never", "--layers", *arguments, "--tag", tag,
+        "--file", str(ROOT / "images" / "train" / "Containerfile"), str(ROOT),
+    )  # fmt: skip
+    source = "#include <stdlib.h>\nint twice(int n) { return abs(n) * 2; }\n"
+    commands = "cd /tmp && printf '%s' \"$0\" > a.c && gcc a.c -O3 -shared -fPIC -Wno-psabi -o a.so && ls a.so"
+    assert engine.run(tag, "sh", "-c", commands, source).strip() == "a.so"
+
+
 @pytest.fixture(scope="module")
 def run(engine: Engine, images: dict[str, str]) -> RunState:
     """Runs the whole pipeline on some rows of the demo and its real base model; a minute or two of real training."""
