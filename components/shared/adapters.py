@@ -5,8 +5,9 @@ from typing import Any
 
 CHANGES_BASE = ("pissa", "olora")
 """Initial values (PEFT's `init_lora_weights`) that change the base model's own weights when the adapter is loaded."""
-MOST_RANK = 512
-"""The greatest rank that vLLM has kernels for."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM has kernels for."""
+MOST_RANK = RANKS[-1]
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:
@@ -27,3 +28,8 @@ def unserved(config: Mapping[str, Any]) -> str:
     if changes_base(config):
         return f"its initial values ({config['init_lora_weights']}) change the base"
     return f"its rank {config['r']} is above {MOST_RANK}" if (config.get("r") or 0) > MOST_RANK else ""
+
+
+def lora_rank(rank: int) -> int:
+    """Returns the least of the ranks that vLLM has kernels for which holds an adapter's."""
+    return next(size for size in RANKS if size >= rank)

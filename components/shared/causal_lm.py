@@ -45,7 +45,7 @@ def load_base(
     options: dict[str, Any] = {"quantization_config": nf4_config()} if load_in_4bit else {}
     options |= {"distributed_config": DistributedConfig(fsdp_size=parts)} if parts > 1 else {"device_map": {"": device}}
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = load_config(name)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
@@ -55,7 +55,7 @@ def load_base(
             **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the base model in {name!r} could not be loaded: {str(error).strip()}") from error
+        raise _damaged(name, error) from error
     if parts > 1:
         # No weight is divided by tensor parallelism, but PEFT takes the size 1 for a sign of it and, where one process
         # saves the adapter, waits for all the others to gather the base's weights.
@@ -63,6 +63,28 @@ def load_base(
     if load_in_4bit:
         _keep_trainable_layout(model)
     return model
+
+
+def load_config(folder: str) -> Any:
+    """Reads a model's configuration.
+
+    Args:
+        folder: Folder of the model.
+
+    Returns:
+        transformers' configuration.
+
+    Raises:
+        UserError: If there is none, or of no known architecture.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: str, error: Exception) -> UserError:
+    return UserError(f"the base model in {folder!r} could not be loaded: {str(error).strip()}")
 
 
 def nf4_config() -> BitsAndBytesConfig:

@@ -2,6 +2,7 @@
 
     python tests/bench/generate.py --model FOLDER [--prompts 32] [--tokens 32] [--rounds 3]
     python tests/bench/generate.py --tiny       # a random model, to see that the code runs
+    python tests/bench/generate.py --model FOLDER --adapter FOLDER      # and vLLM with an adapter, its start included
 
 Both ways answer the same prompts of different lengths, in turns, with no end of turn in sight; a figure is the median
 of its rounds. The goal: batched is at least three times as fast.
@@ -19,11 +20,13 @@ from typing import Any
 
 import torch
 
+from llm_finetune.components.evaluation.evaluate import contest, engine, models
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
-from llm_finetune.components.evaluation.evaluate.generation import Answer, Decoding, generate
+from llm_finetune.components.evaluation.evaluate.generation import Answer, Assignment, Decoding, generate
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.device import fast_dtype
+from llm_finetune.components.shared.padding import ensure_padding
 
 GOAL = 3.0
 
@@ -33,7 +36,9 @@ def load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=fast_dtype()).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ensure_padding(tokenizer, model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def prompts(count: int, vocabulary: int) -> list[Prompt]:
@@ -51,10 +56,19 @@ def timed(model: Any, tokenizer: Any, asked: list[Prompt], tokens: int, budget: 
     return len(asked) / (time.perf_counter() - begun), answers
 
 
+def timed_vllm(base: Path, adapter: Path, asked: list[Prompt], tokens: int) -> float:
+    """Returns prompts per second of vLLM as Evaluate starts it, from before its start until after its end."""
+    assigned = {"tuned": Assignment(asked, Decoding(max_new_tokens=tokens, ends=[]), tuned=True)}
+    begun = time.perf_counter()
+    engine.answers_of_vllm(models.describe(base, adapter, load_in_4bit=False), assigned, "vllm", contest.Findings())
+    return len(asked) / (time.perf_counter() - begun)
+
+
 def main() -> int:
     """Runs the bench; the last line printed is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model's folder")
+    parser.add_argument("--adapter", type=Path, help="an adapter's folder: vLLM answers with it, too")
     parser.add_argument("--tiny", action="store_true", help="make a tiny random model instead")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
@@ -78,6 +92,10 @@ def main() -> int:
             for way, budget in ways.items():
                 rate, answers[way] = timed(model, tokenizer, asked, chosen.tokens, budget)
                 rates[way].append(rate)
+    if chosen.adapter:
+        del model  # as in Evaluate, vLLM has the GPU for itself
+        torch.cuda.empty_cache()
+        rates["vLLM"] = [timed_vllm(chosen.model, chosen.adapter, asked, chosen.tokens)]
     return report({way: statistics.median(own) for way, own in rates.items()}, answers)
 
 

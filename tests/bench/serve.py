@@ -21,6 +21,7 @@ from typing import Any
 import urllib3
 
 from llm_finetune.components.serving.vllm_serve import commands, local, model_folder, smoke
+from llm_finetune.components.shared import processes
 
 LEVELS = (1, 8, 32)
 GOALS = {1: 1.0, 32: 2.0}
@@ -121,7 +122,7 @@ def bench(model: model_folder.ModelFolder, scratch: Path, options: argparse.Name
                 rates[name][at_once] = statistics.median(values)
     finally:
         for server in servers.values():
-            local.end_group(server.pid, grace=5.0)
+            processes.end_group(server.pid, grace=5.0)
     ratios = {n: rates["vllm"][n] / max(rates["transformers"][n], 1e-9) for n in options.levels}
     print(f"{'requests at a time':>20} {'vLLM tokens/s':>16} {'transformers tokens/s':>24} {'ratio':>8}")
     for n in options.levels:

@@ -19,6 +19,7 @@ def evaluate(
     max_samples: int = 256,
     generate_samples: int = 64,
     max_new_tokens: int = 128,
+    generation_engine: str = "auto",
     few_shot: int = 5,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -57,6 +58,8 @@ def evaluate(
         max_samples: Validation rows to measure, drawn at random; 0 means all.
         generate_samples: Rows of them whose prompts are answered too; 0 skips generation.
         max_new_tokens: Most tokens of an answer.
+        generation_engine: Who writes the answers: transformers; vllm, which must be installed; auto takes vLLM where it
+            is installed with a GPU and can serve this adapter on its base, and transformers elsewhere.
         few_shot: Training documents shown to the base model before each prompt, for a rival that knows the task's form;
             0 leaves it out. Needs train_tokens.
         temperature: Above 0, base and tuned model answer once more with sampling at this temperature.

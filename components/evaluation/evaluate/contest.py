@@ -1,7 +1,7 @@
 """Who answers the held-out prompts, and how: base, base with examples, tuned, sampled, served."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,15 @@ from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.endpoint import Endpoint, EndpointError, served_answers
 from llm_finetune.components.evaluation.evaluate.examples import Answers
-from llm_finetune.components.evaluation.evaluate.generation import Answer, Decoding, generate, with_examples
+from llm_finetune.components.evaluation.evaluate.generation import (
+    Answer,
+    Assignment,
+    Decoding,
+    generate,
+    with_examples,
+)
 from llm_finetune.components.evaluation.evaluate.judge import judge, pairs_of
+from llm_finetune.components.evaluation.evaluate.models import Models
 from llm_finetune.components.evaluation.evaluate.rows import Prompt, examples
 from llm_finetune.components.evaluation.evaluate.scores import Scorer
 from llm_finetune.components.evaluation.evaluate.settings import Settings
@@ -40,25 +47,6 @@ class Findings:
         print(f"note: {text}", flush=True)
 
 
-@dataclass(frozen=True)
-class Models:
-    """The model with its adapter, and what generation needs.
-
-    Attributes:
-        model: PEFT model in evaluation mode.
-        tokenizer: The tokenizer that is served.
-        ends: Token ids that end a turn.
-        context: Tokens that the model can read and write at once; 0 if it does not say.
-        servers: What `servers` returned.
-    """
-
-    model: Any
-    tokenizer: Any
-    ends: list[int]
-    context: int
-    servers: dict[str, Endpoint]
-
-
 def servers(settings: Settings) -> dict[str, Endpoint]:
     """Describes the servers that the settings name; nothing is sent yet.
 
@@ -82,68 +70,78 @@ def servers(settings: Settings) -> dict[str, Endpoint]:
     }
 
 
-def end_tokens(model: Any) -> list[int]:
-    """Returns the ids that end a turn, from the model's generation config."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [ends]
-
-
-def answer(
-    models: Models,
-    prompts: list[Prompt],
-    texts: list[str],
-    train_tokens: Path | None,
-    settings: Settings,
-    budget: TokenBudget,
-    findings: Findings,
-) -> Answers:
-    """Lets everyone answer the same prompts, and scores the answers.
+def assignments(
+    models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
+) -> dict[str, Assignment]:
+    """Decides who answers the prompts, and how.
 
     Args:
         models: Base and tuned model.
-        prompts: What to answer, at least one.
-        texts: The prompts as text.
+        prompts: What to answer.
         train_tokens: Training rows for the base model's examples; None leaves that rival out.
         settings: The card's settings.
-        budget: Bounds the batches.
-        findings: Takes notes and problems.
+        findings: Takes notes.
 
     Returns:
-        Answers and scores by contender, in the order of `CONTENDERS`.
+        What each contender is to answer, in the order of `CONTENDERS`; none without prompts.
     """
-    scorer = Scorer(settings, [prompt.reference for prompt in prompts])
-    rivals = _prompted(models, prompts, train_tokens, settings, findings)
-    found = Answers(prompts, texts)
-    for name, own in rivals.items():
-        temperature = settings.temperature if name.endswith("_sampled") else 0.0
-        decoding = Decoding(settings.max_new_tokens, models.ends, temperature, settings.top_p, settings.seed)
-        with adapted(models.model, tuned=name.startswith("tuned")):
+    if not prompts:
+        return {}
+    decoding = Decoding(settings.max_new_tokens, models.ends, top_p=settings.top_p, seed=settings.seed)
+    drawn = replace(decoding, temperature=settings.temperature)
+    found = {"base": Assignment(prompts, decoding, tuned=False), "tuned": Assignment(prompts, decoding, tuned=True)}
+    shown = _examples(models, prompts, train_tokens, settings, findings)
+    if shown:
+        longer = with_examples(prompts, shown, models.tokenizer.bos_token_id)
+        found["base_few_shot"] = Assignment(longer, decoding, tuned=False)
+    if settings.temperature:
+        found |= {f"{name}_sampled": replace(found[name], decoding=drawn) for name in ("base", "tuned")}
+    return {name: found[name] for name in CONTENDERS if name in found}
+
+
+def generated(
+    model: Any, tokenizer: Any, assigned: Mapping[str, Assignment], budget: TokenBudget
+) -> dict[str, list[Answer]]:
+    """Lets transformers answer.
+
+    Args:
+        model: PEFT model in evaluation mode.
+        tokenizer: The tokenizer that is served.
+        assigned: What each contender is to answer.
+        budget: Bounds the batches.
+
+    Returns:
+        Answers by contender.
+    """
+    given = {}
+    for name, own in assigned.items():
+        with adapted(model, own.tuned):
             label = f"answers ({CONTENDERS[name]})"
-            found.given[name] = generate(models.model, models.tokenizer, own, decoding, budget, label)
-    if "served" in models.servers:
-        _ask_served(found, models.servers["served"], settings.max_new_tokens, findings)
+            given[name] = generate(model, tokenizer, own.prompts, own.decoding, budget, label)
+    return given
+
+
+def compare(found: Answers, asked: Mapping[str, Endpoint], settings: Settings, findings: Findings) -> None:
+    """Lets a served model answer as well, scores all answers, and asks the judge.
+
+    Args:
+        found: Prompts, at least one, and the answers of base and tuned model; what is found out goes in there too.
+        asked: What `servers` returned.
+        settings: The card's settings.
+        findings: Takes problems.
+    """
+    scorer = Scorer(settings, [prompt.reference for prompt in found.prompts])
+    if "served" in asked:
+        _ask_served(found, asked["served"], settings.max_new_tokens, findings)
     for name, given in found.given.items():
-        found.scored[name] = [scorer.score(p.reference, one) for p, one in zip(prompts, given, strict=True)]
-    if "judge" in models.servers:
-        _judge(found, models.servers["judge"], settings.judge_rival, findings)
-    return found
+        found.scored[name] = [scorer.score(p.reference, one) for p, one in zip(found.prompts, given, strict=True)]
+    if "judge" in asked:
+        _judge(found, asked["judge"], settings.judge_rival, findings)
 
 
 def agreement(first: Sequence[Answer], second: Sequence[Answer]) -> float:
     """Returns the share of prompts that were answered with the same text."""
     return sum(a.text.strip() == b.text.strip() for a, b in zip(first, second, strict=True)) / len(first)
-
-
-def _prompted(
-    models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
-) -> dict[str, list[Prompt]]:
-    rivals = {"base": prompts, "tuned": prompts}
-    shown = _examples(models, prompts, train_tokens, settings, findings)
-    if shown:
-        rivals["base_few_shot"] = with_examples(prompts, shown, models.tokenizer.bos_token_id)
-    if settings.temperature:
-        rivals |= {"base_sampled": prompts, "tuned_sampled": prompts}
-    return {name: rivals[name] for name in CONTENDERS if name in rivals}
 
 
 def _examples(

@@ -50,6 +50,33 @@ class Decoding:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
+    def vllm_options(self) -> dict[str, Any]:
+        """Returns the same as arguments of `vllm.SamplingParams`, the seed apart; only `ends` end an answer."""
+        return {
+            "max_tokens": self.max_new_tokens,
+            "stop_token_ids": self.ends,
+            "ignore_eos": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0,
+            "detokenize": False,
+        }
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a contender is to answer.
+
+    Attributes:
+        prompts: The prompts.
+        decoding: How its answers are drawn.
+        tuned: Whether the adapter answers, or the base without it.
+    """
+
+    prompts: list[Prompt]
+    decoding: Decoding
+    tuned: bool
+
 
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], decoding: Decoding, budget: TokenBudget, label: str
@@ -58,7 +85,7 @@ def generate(
 
     Args:
         model: The causal language model, in evaluation mode.
-        tokenizer: Decodes the answers.
+        tokenizer: Decodes the answers; its padding token is one of the model's (`shared.padding`).
         prompts: What to answer.
         decoding: How answers are drawn.
         budget: Bounds the batches; a prompt takes its tokens and those of the longest answer.
@@ -67,7 +94,7 @@ def generate(
     Returns:
         An answer per prompt, in the order of the prompts.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else decoding.ends[0]
+    pad = tokenizer.pad_token_id
     answers: dict[int, Answer] = {}
     progress = Progress(label, len(prompts), "prompts")
 
@@ -82,7 +109,7 @@ def generate(
             **decoding.options(),
         )[:, ids.shape[1] :].tolist()
         for i, tokens in zip(group, written, strict=True):
-            answers[i] = _answer(tokens, decoding.ends, tokenizer)
+            answers[i] = answer_of(tokens, decoding.ends, tokenizer)
         progress.update(len(answers))
 
     torch.manual_seed(decoding.seed)
@@ -97,7 +124,14 @@ def _left_padded(prompts: list[list[int]], pad: int) -> tuple[torch.Tensor, torc
     return torch.tensor(ids), torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
 
 
-def _answer(tokens: list[int], ends: list[int], tokenizer: Any) -> Answer:
+def answer_of(tokens: list[int], ends: list[int], tokenizer: Any) -> Answer:
+    """Reads what a model wrote, up to the first token that ends a turn.
+
+    Args:
+        tokens: What it wrote, in token ids.
+        ends: Token ids that end a turn.
+        tokenizer: Decodes them.
+    """
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     own = tokens if end is None else tokens[: end + 1]
     return Answer(tokenizer.decode(own, skip_special_tokens=True), len(own), end is not None)

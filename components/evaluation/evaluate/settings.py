@@ -17,6 +17,7 @@ class Settings(CardSettings):
     max_samples: int = Field(256, ge=0)
     generate_samples: int = Field(64, ge=0)
     max_new_tokens: int = Field(128, ge=1)
+    generation_engine: Literal["auto", "transformers", "vllm"] = "auto"
     few_shot: int = Field(5, ge=0)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
-from llm_finetune.components.evaluation.evaluate import comparison, contest, harness, judge, loss, page, rows
-from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
+from llm_finetune.components.evaluation.evaluate import comparison, contest, engine, harness, judge, loss, page, rows
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
+from llm_finetune.components.evaluation.evaluate.models import describe
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.shared.causal_lm import evaluating, load_base
-from llm_finetune.components.shared.device import fast_dtype
+from llm_finetune.components.shared.causal_lm import evaluating
 from llm_finetune.components.shared.figures import dashboard_rows
 from llm_finetune.components.shared.settings import listed
 
@@ -31,6 +29,7 @@ class Evaluation:
         notes: What was done otherwise than asked for, without harm.
         problems: What was asked for and could not be measured; any of them closes the gate.
         dtype: Precision of the weights.
+        writer: Which engine wrote the answers of base and tuned model, and why; empty without answers.
     """
 
     metrics: dict[str, float | int]
@@ -39,6 +38,7 @@ class Evaluation:
     notes: list[str]
     problems: list[str]
     dtype: str
+    writer: str
 
     def rows(self) -> dict[str, float | int]:
         """Returns the figures for the dashboard's table."""
@@ -86,18 +86,18 @@ def evaluate(
     servers = contest.servers(settings)
     chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
     columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
-    tokenizer = AutoTokenizer.from_pretrained(ft_result, trust_remote_code=False)
-    dtype = fast_dtype()
-    model = with_adapter(load_base(model_config, dtype, load_in_4bit=load_in_4bit), ft_result)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
-    models = contest.Models(model, tokenizer, contest.end_tokens(model), context, servers)
+    models = describe(model_config, ft_result, load_in_4bit)
+    asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], models.tokenizer, findings)
+    training = Path(train_tokens) if train_tokens else None
+    assigned = contest.assignments(models, asked.prompts, training, settings, findings)
+    asked.given, writer = engine.answers_of_vllm(models, assigned, settings.generation_engine, findings)
+    model = models.load()
     with evaluating(model):
         losses = loss.measure(model, val_tokens, chosen, budget)
-        asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], tokenizer, findings)
-        if asked.prompts:
-            training = Path(train_tokens) if train_tokens else None
-            asked = contest.answer(models, asked.prompts, asked.texts, training, settings, budget, findings)
-        measured = harness.run_tasks(model, tokenizer, tasks, settings, findings.notes) if tasks else {}
+        asked.given = asked.given or contest.generated(model, models.tokenizer, assigned, budget)
+        measured = harness.run_tasks(model, models.tokenizer, tasks, settings, findings.notes) if tasks else {}
+    if asked.prompts:
+        contest.compare(asked, servers, settings, findings)
     labels = {"length": loss.length_buckets(losses.lengths), **columns}
     found = comparison.slices(losses, labels, settings.seed)
     metrics = _metrics(losses, found, asked, settings) | measured
@@ -108,7 +108,8 @@ def evaluate(
         asked.samples(),
         findings.notes + budget.notes,
         findings.problems,
-        str(dtype).removeprefix("torch."),
+        str(models.dtype).removeprefix("torch."),
+        writer,
     )
     page.write(eval_page, vars(evaluation), losses, settings)
     return evaluation

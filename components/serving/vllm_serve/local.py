@@ -1,22 +1,19 @@
 """Starts and stops a model server on this machine: vLLM, or `transformers serve` where vLLM is not installed."""
 
-import contextlib
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
-import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.serving.vllm_serve import smoke, supervisor
+from llm_finetune.components.serving.vllm_serve import smoke
 from llm_finetune.components.serving.vllm_serve.commands import Launch
+from llm_finetune.components.shared import processes, supervisor
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.processes import end_group, last_line, tail
 
 HOST = "127.0.0.1"
 OWNER_VARIABLE = "LLM_FINETUNE_OWNER_PID"
@@ -85,19 +82,8 @@ def start(launch: Launch, port: int, log: Path, timeout: float) -> Server:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     owner = os.environ.get(OWNER_VARIABLE, "0")
-    command = [sys.executable, "-I", supervisor.__file__, f"--owner={owner}", "--", *launch.command]
     begun = time.monotonic()
-    with log.open("wb") as output:
-        # No descriptor of ours is handed on: whoever reads this process's output sees its end when it ends.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=launch.environment,
-            cwd=launch.folder,
-            start_new_session=True,
-        )
+    process = processes.start(launch.command, launch.environment, launch.folder, log, int(owner))
     print(f"started {launch.server} (process group {process.pid}), log {log}", flush=True)
     try:
         _wait(process, launch, port, log, begun + timeout)
@@ -124,7 +110,7 @@ def _wait(process: subprocess.Popen[bytes], launch: Launch, port: int, log: Path
             )
         if time.monotonic() - said > 10:
             said = time.monotonic()
-            print(f"waiting for {launch.server}, {said - begun:.0f} s: {_said(log)}", flush=True)
+            print(f"waiting for {launch.server}, {said - begun:.0f} s: {last_line(log)}", flush=True)
         time.sleep(0.25)
 
 
@@ -153,35 +139,6 @@ def stop(deployment_info: str | Path, grace: float = 15.0) -> bool:
     return end_group(group, grace)
 
 
-def end_group(group: int, grace: float) -> bool:
-    """Ends all processes of a server's group: TERM, and KILL for what is left after the grace time.
-
-    Args:
-        group: The process group.
-        grace: Seconds between TERM and KILL.
-
-    Returns:
-        Whether anything was running.
-    """
-    was_running = supervisor.alive(group)
-    # The supervisor hands TERM on to the others and waits for them; without it, all are told directly.
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
-        deadline = time.monotonic() + patience
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGTERM and group in was_running:
-                os.kill(group, number)
-            else:
-                os.killpg(group, number)
-        while supervisor.alive(group) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if not supervisor.alive(group):
-            break
-    # Where this process started the server, it has to be waited for.
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(group, os.WNOHANG)
-    return bool(was_running)
-
-
 def is_running(deployment_info: str | Path) -> bool:
     """Tells whether a local deployment's server still runs."""
     info = read_info(deployment_info)
@@ -201,19 +158,6 @@ def read_info(deployment_info: str | Path) -> dict[str, Any]:
         raise UserError(f"{deployment_info} does not exist; give the deployment_info file of a run") from None
     except (ValueError, IsADirectoryError) as error:
         raise UserError(f"{deployment_info} is no deployment_info file: {error}") from None
-
-
-def tail(log: Path, lines: int = 20) -> str:
-    """Returns the last lines of a log, without colours and empty lines."""
-    with log.open(encoding="utf-8", errors="replace") as stream:
-        kept = deque((line.rstrip() for line in stream if line.strip()), maxlen=lines)
-    return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(kept))
-
-
-def _said(log: Path) -> str:
-    """Returns the last line of a log without the logger's prefix."""
-    line = re.sub(r"^\(.*?pid=\d+\) |[A-Z]+ \d\d-\d\d [\d:]+ \[.*?\] ", "", tail(log, 1))
-    return line.strip()[:120] or "loading its libraries"
 
 
 def _hint(log: Path) -> str:

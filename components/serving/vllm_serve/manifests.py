@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from llm_finetune.components.shared.adapters import lora_rank
+
 REVISION = "llm-finetune/revision"
 MODE = "serving.kserve.io/deploymentMode"
 RUNTIME_NAME = "llm-vllm"
@@ -87,11 +89,6 @@ def arguments(deployment: Deployment) -> list[str]:
         flags += [f"--max-loras={len(deployment.adapters)}", "--lora-modules"]
         flags += [f"{name}={ADAPTERS}/{name}" for name, _ in deployment.adapters]
     return flags
-
-
-def lora_rank(rank: int) -> int:
-    """Returns the least of the ranks that vLLM has kernels for which holds an adapter's."""
-    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
 
 
 def revision(deployment: Deployment) -> str:

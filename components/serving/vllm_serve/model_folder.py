@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_finetune.components.shared.engines import BYTES, cache_values
 from llm_finetune.components.shared.errors import UserError
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,10 @@ def read(path: str | Path) -> ModelFolder:
     _check_weights(folder)
     _check_tokenizer(folder)
     text = config.get("text_config") or config
-    heads, hidden = text.get("num_attention_heads", 0), text.get("hidden_size", 0)
-    key_heads = text.get("num_key_value_heads") or heads
-    head_size = text.get("head_dim") or (hidden // heads if heads else 0)
     return ModelFolder(
         path=folder,
         context_length=int(text.get("max_position_embeddings") or 0),
-        # One key and one value per layer and key-value head.
-        cache_values_per_token=2 * text.get("num_hidden_layers", 0) * key_heads * head_size,
+        cache_values_per_token=cache_values(config),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
     )
 

@@ -16,7 +16,7 @@ from llm_finetune.components.serving.vllm_serve import (
     report,
     smoke,
 )
-from llm_finetune.components.shared import storage_uris
+from llm_finetune.components.shared import processes, storage_uris
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 
@@ -79,7 +79,7 @@ def local_server(model: Served, info_path: Path, page_path: Path, settings: Sett
         }
         report.write(info_path, page_path, info)
     except BaseException:
-        local.end_group(server.pid, grace=5.0)
+        processes.end_group(server.pid, grace=5.0)
         raise
     return info
 
@@ -156,7 +156,7 @@ def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, st
             model_folder.read(model.path)
         store = storage_uris.storage_of(model.uri, model.metadata, settings.storage_endpoint)
         return _deployment(model, store.uri, settings), store
-    adapter = adapters.of(model.path, model.uri, settings.adapter_base)
+    adapter = adapters.of(model.path, model.uri, settings.adapter_base, model.metadata.get("origin"))
     store = storage_uris.storage_of(adapter.uri, model.metadata, settings.storage_endpoint)
     base = storage_uris.storage_of(adapter.base, model.metadata, settings.storage_endpoint).uri
     return replace(

@@ -20,20 +20,26 @@ def _write(path, table):
         writer.write(table)
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    """A tiny base, an adapter with random weights (so that base and tuned differ), and 12 validation rows."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    base = tiny_model(folder / "base")
+def _write_adapter(base, folder, ends):
+    """Writes an adapter with random weights; returns the tokenizer beside it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     torch.manual_seed(1)
     tuned = get_peft_model(
         model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     )
-    tuned.save_pretrained(folder / "ft")
-    tokenizer.save_pretrained(folder / "ft")
-    GenerationConfig(eos_token_id=[END], pad_token_id=3).save_pretrained(folder / "ft")
+    tuned.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=ends, pad_token_id=3).save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A tiny base, an adapter with random weights (so that base and tuned differ), and 12 validation rows."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    base = tiny_model(folder / "base")
+    tokenizer = _write_adapter(base, folder / "ft", ends=[END])
     generator = random.Random(3)
     rows = []
     for index in range(ROWS):
@@ -66,6 +72,16 @@ def inputs(tmp_path_factory):
         "val_sft": folder / "sft",
         "train_tokens": folder / "train",
     }
+
+
+@pytest.fixture(scope="session")
+def servable(inputs, tmp_path_factory):
+    """The same rows for a base that vLLM on a CPU takes; of every forty tokens or so one ends an answer."""
+    folder = tmp_path_factory.mktemp("servable")
+    base = tiny_model(folder / "base", head=32)
+    GenerationConfig(repetition_penalty=9.0, eos_token_id=50).save_pretrained(base)
+    _write_adapter(base, folder / "ft", ends=list(range(4, 14)))
+    return inputs | {"model_config": base, "ft_result": folder / "ft"}
 
 
 @pytest.fixture

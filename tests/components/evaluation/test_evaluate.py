@@ -10,7 +10,7 @@ from kfp import dsl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_finetune.components.evaluation.evaluate import loss, step
+from llm_finetune.components.evaluation.evaluate import loss, models, step
 from llm_finetune.components.evaluation.evaluate.component import evaluate as card
 from llm_finetune.components.shared import losses as shared_losses
 from llm_finetune.components.shared import tables
@@ -169,7 +169,7 @@ def test_no_validation_row_is_an_error(inputs, evaluated, tmp_path):
     ],
 )
 def test_a_name_that_does_not_exist_costs_no_model_time(evaluated, monkeypatch, settings, message):
-    monkeypatch.setattr(step, "load_base", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(models, "load_base", lambda *args, **options: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
         evaluated(**settings)
 

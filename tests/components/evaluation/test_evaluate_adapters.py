@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_finetune.components.evaluation.evaluate.adapter import adapted, with_adapter
 from llm_finetune.components.shared import tables
@@ -58,6 +58,18 @@ def test_a_row_whose_last_answer_was_cut_off_is_no_prompt(inputs, evaluated, tmp
     assert evaluation.metrics["samples_used"] == 12 and evaluation.metrics["generated_samples"] == 9
     assert {sample["row"] for sample in evaluation.samples} == set(range(3, 12))
     assert evaluation.notes[0].startswith("3 of 12 rows were not answered: max_length cut off")
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", None])
+def test_no_batch_is_filled_with_a_token_that_the_model_has_no_embedding_for(inputs, evaluated, tmp_path, pad):
+    plain = evaluated(max_new_tokens=4, generate_samples=4, few_shot=0)
+    folder = shutil.copytree(inputs["ft_result"], tmp_path / "ft")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": pad}) if pad else setattr(tokenizer, "pad_token", None)
+    assert tokenizer.pad_token_id in (400, None)
+    tokenizer.save_pretrained(folder)
+    found = evaluated(max_new_tokens=4, generate_samples=4, few_shot=0, ft_result=folder)
+    assert (found.metrics, found.samples) == (plain.metrics, plain.samples)
 
 
 def test_a_damaged_adapter_is_a_mistake_that_is_told(inputs, tmp_path):

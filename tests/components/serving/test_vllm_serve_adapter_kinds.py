@@ -1,4 +1,4 @@
-"""Adapters that vLLM can't serve on a shared base are refused before anything is rolled out."""
+"""An adapter's base: the commit that it was trained on; and adapters that no base can share are refused at once."""
 
 import json
 from pathlib import Path
@@ -28,3 +28,30 @@ def test_it_says_why(tmp_path: Path, config: dict, reason: str) -> None:
         adapters.of(tmp_path, "s3://bucket/model")
     file.write_text(json.dumps(PLAIN))
     assert adapters.of(tmp_path, "s3://bucket/model").rank == 512
+
+
+COMMIT, OTHER = "a" * 40, "b" * 40
+TRAINED_ON = {"base_model": "owner/base", "base_revision": COMMIT}
+
+
+@pytest.mark.parametrize(
+    ("named", "revision", "chosen", "origin", "base"),
+    [
+        ("owner/base", COMMIT, "", {}, f"hf://owner/base:{COMMIT}"),
+        ("owner/base", None, "", TRAINED_ON, f"hf://owner/base:{COMMIT}"),
+        ("owner/base", OTHER, "", TRAINED_ON, f"hf://owner/base:{OTHER}"),
+        ("/cache/snapshots/a", None, "owner/base", TRAINED_ON, f"hf://owner/base:{COMMIT}"),
+        ("owner/base", COMMIT, "hf://owner/base", {}, f"hf://owner/base:{COMMIT}"),
+        ("owner/base", COMMIT, "hf://owner/base:v1", TRAINED_ON, "hf://owner/base:v1"),
+        ("owner/base", COMMIT, "mirror/base", TRAINED_ON, "hf://mirror/base"),
+        ("owner/base", COMMIT, "gs://bucket/base", TRAINED_ON, "gs://bucket/base"),
+        ("/mnt/base", "sha256:1", "", {"base_model": "/mnt/base", "base_revision": "sha256:1"}, "/mnt/base"),
+        ("owner/base", None, "", {}, "hf://owner/base"),
+    ],
+)
+def test_a_base_on_the_hub_is_the_commit_that_the_adapter_was_trained_on(
+    tmp_path: Path, named: str, revision: str | None, chosen: str, origin: dict, base: str
+) -> None:
+    config = PLAIN | {"base_model_name_or_path": named, "revision": revision}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert adapters.of(tmp_path, "s3://bucket/model", chosen, origin).base == base

@@ -23,7 +23,9 @@ def adapter(world: World, name: str, rank: int = 16, base: str = "owner/base") -
 
 
 def serve(world: World, name: str, rank: int = 16, base: str = "owner/base", **settings: Any) -> dict[str, Any]:
-    model = targets.Served(adapter(world, name, rank, base), f"gs://bucket/{name}", {"content_hash": name})
+    name_of_base, _, commit = base.partition(":")
+    metadata = {"content_hash": name, "origin": {"base_model": name_of_base, "base_revision": commit}}
+    model = targets.Served(adapter(world, name, rank, name_of_base), f"gs://bucket/{name}", metadata)
     chosen = {"deployment_name": name, "serve_adapter": True, "adapter_service": "shared", "gpu_count": "0"} | settings
     return targets.kserve(model, world.folder / "info.json", world.folder / "page.md", Settings.of(chosen), PACE)
 
@@ -73,12 +75,16 @@ def test_adapter_that_does_not_answer_leaves_the_others(world: World) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"remove_adapters": ["sq"]}, r"shared has no 'sq'; did you mean 'sql'\? \(it has sql\)"),
-        ({"base": "owner/other"}, "shared serves hf://owner/base, and this adapter belongs on hf://owner/other"),
+        (
+            {"remove_adapters": ["sq"], "base": "owner/base:1"},
+            r"shared has no 'sq'; did you mean 'sql'\? \(it has sql\)",
+        ),
+        ({"base": "owner/other"}, "shared serves hf://owner/base:1, and this adapter belongs on hf://owner/other"),
+        ({"base": "owner/base:2"}, "serves hf://owner/base:1, and this adapter belongs on hf://owner/base:2"),
     ],
 )
 def test_adapter_that_does_not_fit(world: World, settings: dict[str, Any], words: str) -> None:
-    serve(world, "sql")
+    serve(world, "sql", base="owner/base:1")
     before = world.service("shared")["spec"]
     with pytest.raises(UserError, match=words):
         serve(world, "chat", **settings)

@@ -15,6 +15,7 @@ import urllib3
 
 from llm_finetune.components.serving.vllm_serve import adapters, commands, local, smoke, step
 from llm_finetune.components.serving.vllm_serve.settings import Settings
+from llm_finetune.components.shared import processes
 from llm_finetune.components.shared.errors import UserError
 
 # A server that is healthy at once, with a grandchild that ignores TERM, as an engine that hangs does.
@@ -106,7 +107,7 @@ def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path
     port = local.free_port(0)
     server = local.start(launch(STUBBORN, tmp_path, str(port)), port, tmp_path / "server.log", 20)
     os.kill(server.pid, signal.SIGKILL)
-    assert local.end_group(server.pid, grace=1) is True
+    assert processes.end_group(server.pid, grace=1) is True
     assert left(server.pid) == []
 
 

@@ -9,6 +9,7 @@ import yaml
 from kfp import dsl
 
 from llm_finetune.components.serving.vllm_serve import commands, component, local, model_folder, report, step
+from llm_finetune.components.shared import engines
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -145,19 +146,19 @@ def test_page_fences_hold_what_the_model_says(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_hold_one_request_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = model_folder.read(folder)
-    monkeypatch.setattr(commands, "_free_memory", lambda: 4 * 64 * commands.MIB)
+    monkeypatch.setattr(engines, "free_memory", lambda: 4 * 64 * engines.MIB)
     with pytest.raises(UserError, match="Set max_model_len to at most 130816"):
         commands._cache(facts, "float32", 1_000_000)
-    assert commands._cache(facts, "float32", 0) == (512, 64 * commands.MIB)
+    assert commands._cache(facts, "float32", 0) == (512, 64 * engines.MIB)
 
 
 def test_model_longer_than_memory_is_cut_and_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = model_folder.ModelFolder(folder, 1_000_000, 128, "float32")
-    monkeypatch.setattr(commands, "_free_memory", lambda: 4 * 64 * commands.MIB)
+    monkeypatch.setattr(engines, "free_memory", lambda: 4 * 64 * engines.MIB)
     length, cache = commands._cache(facts, "float32", 0)
-    assert (length, cache) == (130816, 64 * commands.MIB)
+    assert (length, cache) == (130816, 64 * engines.MIB)
     assert "at most 130816 tokens per request instead of the model's 1000000" in capsys.readouterr().out
 
 

@@ -1,8 +1,8 @@
 """Runs a server as a child, and ends it with all its processes when asked to or when its owner is gone.
 
 Started by file path with `python -I`, so it imports the standard library alone and weighs a few megabytes. It leads the
-process group that `local.start` makes: whatever the server starts is in that group too, and the supervisor adopts and
-reaps what the server leaves behind. Linux only.
+process group that `processes.start` makes: whatever the server starts is in that group too, and the supervisor adopts
+and reaps what the server leaves behind. Linux only.
 """
 
 import argparse
