@@ -156,7 +156,7 @@ def _files_to_tokens(cluster: Cluster) -> Any:
         description="Loads each shard and deals its rows out, then turns partitions into tokens.",
     )
     def files_to_tokens(
-        files: list[str],
+        files: list[dict],
         numbers: list[int],
         shards: int,
         hub_token_secret: str,
@@ -174,7 +174,7 @@ def _files_to_tokens(cluster: Cluster) -> Any:
         """Loads each shard and deals its rows out, then turns partitions into tokens.
 
         Args:
-            files: Files of each shard.
+            files: Settings of Load Dataset for each shard.
             numbers: Numbers of the partitions.
             shards: How many there are.
             hub_token_secret: Secret with the token of the Hub.
@@ -194,7 +194,7 @@ def _files_to_tokens(cluster: Cluster) -> Any:
         """
         chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
         with dsl.ParallelFor(files, name="shards") as shard:
-            raw = load_dataset(source_type="jsonl_path", jsonl_path=shard, max_samples=0, package_version=VERSION)
+            raw = load_dataset(source_type="jsonl_path", settings=shard, max_samples=0, package_version=VERSION)
             cluster.place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
             cluster.with_datasets(raw, chosen)
             dealt = partition_rows(

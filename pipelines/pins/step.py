@@ -79,7 +79,7 @@ def _pin(dataset: str, revision: str, path: str, sha256: str) -> dict[str, str]:
         files = locations.files(path)
         if all(file.is_local for file in files):
             return {"sha256": ",".join(_sha256(file.location) for file in files)}
-        etags = [file.etag() if not file.is_local else _sha256(file.location) for file in files]
+        etags = [file.etag() for file in files]
     except (UserError, OSError) as error:
         print(f"not pinned: {error}", flush=True)
         return {}

@@ -1,11 +1,13 @@
 """Training speed of Fine-Tune LoRA against the simple way and TRL's defaults, on the same model and documents.
 
-    python tests/bench/train_gpu.py [--shape 1.1b] [--samples 320] [--nf4] [--checkpointing] [--ways simple,trl,ours]
+    python tests/bench/train_gpu.py [--shape 1.1b] [--samples 320] [--nf4] [--checkpointing] [--ways simple,trl,ours,unsloth]
     python tests/bench/train_gpu.py --shape tiny --steps 2      # a random toy on any machine, to see that the code runs
 
 Weights are random, of the shape of TinyLlama (1.1b) or Llama 3.1 (8b, vocabulary 128k). Documents are as long as
 Alpaca's (log-normal, mean 104 tokens, 24 to 1024), 60 % of each supervised. LoRA r 16 on q, k, v, o, without dropout.
-Every way takes about the same number of documents per optimizer step and runs in a process of its own.
+Every way takes about the same number of documents per optimizer step and runs in a process of its own. Unsloth is
+measured where it is installed, which takes an environment of its own, since it pins other releases of TRL and
+transformers; `compiled` is our way behind torch.compile, `unfused` without Liger.
 
 Model FLOPs per real token: 4 N + 6 P + 6 L d s, with N the parameters of the frozen matrix products (head included,
 embedding not), P the trainable ones, L the layers, d the hidden width and s the documents' mean length weighted by
@@ -13,6 +15,7 @@ length; recomputed and padded work counts as none. MFU is against 989 TFLOP/s, a
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import random
@@ -116,6 +119,10 @@ def _send(sender: Any, function: Any, arguments: tuple[Any, ...]) -> None:
 
 def run_way(options: dict[str, Any]) -> dict[str, Any]:
     """Measures one way in this process."""
+    if options["way"] == "unsloth":
+        if not importlib.util.find_spec("unsloth"):
+            return {"skipped": "unsloth is not installed"}
+        importlib.import_module("unsloth")  # it changes transformers, TRL and PEFT, and wants to come first
     from train_ways import Job, measure
 
     return measure(Job(**options))
@@ -134,7 +141,7 @@ def main() -> int:
     """Runs the ways, prints the table and the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
-    parser.add_argument("--ways", default="simple,trl,ours")
+    parser.add_argument("--ways", default="simple,trl,ours,unsloth", help="those, unfused and compiled")
     parser.add_argument("--samples", type=int, default=320, help="documents per optimizer step")
     parser.add_argument("--seconds", type=float, default=15.0, help="time to measure each way for, at least")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps to measure, at least")
@@ -167,7 +174,7 @@ def main() -> int:
 
 def report(chosen: argparse.Namespace, facts: dict[str, Any], flops: float, results: list[dict[str, Any]]) -> int:
     """Prints the table and the JSON line; returns the exit code."""
-    measured = {result["way"]: result for result in results if "error" not in result}
+    measured = {result["way"]: result for result in results if "loss" in result}
     print(
         f"\n{'way':10}{'real tok/s':>12}{'samples/s':>11}{'MFU %':>7}{'peak GiB':>10}{'loss':>11}{'samples/step':>14}"
     )
@@ -183,6 +190,7 @@ def report(chosen: argparse.Namespace, facts: dict[str, Any], flops: float, resu
     summary: dict[str, Any] = {
         "shape": chosen.shape, "nf4": chosen.nf4, "loss_difference": parity, "ways": measured,
         "ratios": {way: own["tokens_per_second"] / found["tokens_per_second"] for way, found in measured.items() if own},
+        "skipped": {result["way"]: result["skipped"] for result in results if "skipped" in result},
         "failed": [result for result in results if "error" in result],
     }  # fmt: skip
     if own:

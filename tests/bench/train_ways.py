@@ -31,7 +31,7 @@ class Job:
     """One way to measure.
 
     Attributes:
-        way: `simple`, `trl`, `ours` or `unfused`.
+        way: One of `WAYS`.
         model: Folder of the base model.
         lora: Folder with adapter_config.json.
         documents: Token rows with `input_ids` and `labels`, one document each.
@@ -215,6 +215,34 @@ def unfused(job: Job) -> Trainer:
     return ours(job)
 
 
+def compiled(job: Job) -> Trainer:
+    """Our way behind torch.compile; `start_seconds` holds what compiling costs."""
+    trainer = ours(job)
+    trainer.model.compile(dynamic=True)  # packed rows differ in length by some tokens
+    return trainer
+
+
+def unsloth(job: Job) -> Trainer:
+    """Unsloth's model and checkpointing under TRL's trainer, on the packed micro-batches of our way."""
+    from unsloth import FastLanguageModel
+
+    rows = packed(job.documents)
+    adapter = LoraConfig.from_pretrained(str(job.lora))
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(job.model), max_seq_length=ROW, dtype=fast_dtype(), load_in_4bit=job.nf4, local_files_only=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=adapter.r, lora_alpha=adapter.lora_alpha, lora_dropout=0.0, bias="none", random_state=42,
+        target_modules=sorted(adapter.target_modules), use_gradient_checkpointing="unsloth" if job.checkpointing else False,
+    )  # fmt: skip
+    args = SFTConfig(
+        **common(job), per_device_train_batch_size=max(round(job.samples * len(rows) / len(job.documents)), 1),
+        max_length=None, padding_free=True, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    args.padding_free_rows = True  # type: ignore[attr-defined]
+    return SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
 def adapted(job: Job, attention: str) -> Any:
     """Returns the base model with the adapter on it."""
     base = load_base(job.model, fast_dtype(), attention, job.nf4)
@@ -242,4 +270,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-WAYS: dict[str, Callable[[Job], Trainer]] = {"simple": simple, "trl": trl_defaults, "ours": ours, "unfused": unfused}
+WAYS: dict[str, Callable[[Job], Trainer]] = {
+    "simple": simple, "trl": trl_defaults, "ours": ours, "unfused": unfused, "compiled": compiled, "unsloth": unsloth,
+}  # fmt: skip

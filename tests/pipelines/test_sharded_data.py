@@ -67,9 +67,9 @@ def rows_of(dataset: dsl.Dataset) -> list[str]:
 def fanned_out(source: Path, folder: Path, shards: int, settings: dict) -> list[list[dsl.Dataset]]:
     """Runs the cards in the order of the pipeline up to Filter & Clean; returns kept and dropped rows per partition."""
     dealt = []
-    for number, files in enumerate(plan_shards.python_func(f"{source}/*.jsonl", shards)):
+    for number, planned in enumerate(plan_shards.python_func(f"{source}/*.jsonl", shards)):
         place = folder / f"shard-{number}"
-        [raw] = ran(load_dataset, place, ["raw_dataset"], source_type="jsonl_path", jsonl_path=files, max_samples=0)
+        [raw] = ran(load_dataset, place, ["raw_dataset"], source_type="jsonl_path", settings=planned, max_samples=0)
         dealt += ran(partition_rows, place, ["partitions"], raw_dataset=raw, parts=shards, settings=settings)
     cleaned = []
     for part in number_shards.python_func(shards):
@@ -101,11 +101,22 @@ def test_the_rows_that_stay_are_those_of_the_single_path(source, tmp_path, shard
 
 def test_files_are_dealt_out_in_order(source):
     planned = plan_shards.python_func(f"{source}/*.jsonl", 2)
-    assert [[Path(file).name for file in shard.split("\n")] for shard in planned] == [
+    assert [[Path(file).name for file in shard["jsonl_path"].split("\n")] for shard in planned] == [
         ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"],
         ["part-3.jsonl", "part-4.jsonl"],
     ]
     assert len(plan_shards.python_func(f"{source}/*.jsonl", 9)) == FILES
+
+
+def test_a_shard_whose_files_have_changed_is_another_input(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"x": 1}\n')
+    before = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
+    assert plan_shards.python_func(f"{tmp_path}/*.jsonl", 2) == before
+    (tmp_path / "b.jsonl").write_text('{"x": 22}\n')
+    after = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
+    assert after[0] == before[0] and after[1] != before[1]
+    assert after[1]["jsonl_path"] == before[1]["jsonl_path"]
 
 
 def test_mistakes_end_with_a_message(source, tmp_path, capsys):

@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from llm_finetune.components.data.load_dataset.sources import Source, file_system
+from llm_finetune.components.data.load_dataset.sources import Source, etag_of, file_system
 from llm_finetune.components.shared.errors import UserError, nearest
 
 
@@ -38,13 +38,18 @@ def _matches(pattern: str) -> list[Source]:
         return [source]
     with source.explained():
         if source.is_local:
-            found = sorted(path for path in glob.glob(source.location, recursive=True) if Path(path).is_file())
+            paths = sorted(path for path in glob.glob(source.location, recursive=True) if Path(path).is_file())
+            found = [Source(path) for path in paths]
         else:
             system, path = file_system(pattern)
             system.invalidate_cache()
             entries = system.glob(path, detail=True)
-            found = [system.unstrip_protocol(name) for name in sorted(entries) if entries[name]["type"] == "file"]
-    data = [Source(name) for name in found if not Path(name).name.startswith((".", "_"))]
+            found = [
+                Source(system.unstrip_protocol(name), etag_of(entries[name]))
+                for name in sorted(entries)
+                if entries[name]["type"] == "file"
+            ]
+    data = [file for file in found if not Path(file.location).name.startswith((".", "_"))]
     if not data:
         raise UserError(f"{source.name} matches no file{_beside(source)}")
     return data

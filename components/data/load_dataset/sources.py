@@ -37,12 +37,14 @@ RANGE_BYTES = 1 << 20  # least part of a remote file that is asked for
 class Source:
     """One file to read, named for messages without passwords and signatures."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, etag: str = "") -> None:
         """Names the file.
 
         Args:
             location: A path or a URL.
+            etag: Its ETag, where a listing has just told it.
         """
+        self._etag = etag
         parts = urllib.parse.urlsplit(location)
         self.is_web = parts.scheme in ("http", "https")
         self.is_local = len(parts.scheme) < 2 or parts.scheme == "file"
@@ -130,18 +132,23 @@ class Source:
             yield local
 
     def etag(self) -> str:
-        """Returns what tells a remote file from what it was before: its ETag, else when it was last changed.
+        """Returns what tells a file from what it was before: its ETag, else when it was changed; empty if nothing does.
 
         Raises:
             UserError: If the file is not there or not in reach.
         """
+        if self._etag:
+            return self._etag
         with self.explained():
+            if self.is_local:
+                status = Path(self.location).stat()
+                return f"{status.st_size}-{status.st_mtime_ns}"
             if self.is_web:
                 with contextlib.closing(self._web_file(size_may_be_unknown=True)) as file:
                     return file.revision or file.last_modified
             system, path = file_system(self.location)
             system.invalidate_cache()
-            return _etag(system.info(path))
+            return etag_of(system.info(path))
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -171,7 +178,7 @@ class Source:
                 yield web_file
         else:
             with opened(self.location) as file:
-                self.revision = _etag(getattr(file, "details", None) or {})
+                self.revision = etag_of(getattr(file, "details", None) or {})
                 yield file
 
     def _web_file(self, size_may_be_unknown: bool = False) -> web.WebFile:
@@ -252,8 +259,8 @@ def file_system(location: str) -> tuple[Any, str]:
         raise UserError(f"{scheme}:// is not a place this card can read from ({error})") from None
 
 
-def _etag(details: Mapping[str, Any]) -> str:
-    """Returns a file's ETag as its store names it: S3, Google Cloud Storage, the Hub's Git."""
+def etag_of(details: Mapping[str, Any]) -> str:
+    """Returns a remote file's ETag from what its store tells of it: S3, Google Cloud Storage, the Hub's Git."""
     return str(next((details[name] for name in ("ETag", "etag", "blob_id") if details.get(name)), "")).strip('"')
 
 

@@ -6,7 +6,7 @@ from llm_finetune.components.shared.images import data_component
 
 
 @data_component()
-def plan_shards(files: str, shards: int, split_settings: dict = {}, package_version: str = "") -> List[str]:
+def plan_shards(files: str, shards: int, split_settings: dict = {}, package_version: str = "") -> List[dict]:
     """Deals the files of a source out to shards, in order and as evenly as whole files allow.
 
     Args:
@@ -16,7 +16,7 @@ def plan_shards(files: str, shards: int, split_settings: dict = {}, package_vers
         package_version: Version that compiled the pipeline; the step refuses another one.
 
     Returns:
-        For each shard its files, as jsonl_path takes them.
+        For each shard its files and what they hold now, as settings of Load Dataset.
     """
     from llm_finetune.components.data.plan_shards import step
     from llm_finetune.components.shared.card import card

@@ -1,14 +1,20 @@
 """Deals the files of a source out to shards."""
 
+import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 from llm_finetune.components.data.load_dataset.locations import files as files_of
+from llm_finetune.components.data.load_dataset.sources import Source
 from llm_finetune.components.shared.errors import UserError
 
+AT_ONCE = 16
 
-def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | None = None) -> list[str]:
-    """Returns the files of each shard, one below the other.
+
+def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
+    """Returns settings of Load Dataset for each shard: its files, one below the other, and what they hold now.
 
     Five files for two shards: the first three, then the other two. The order is kept, so that of rows which are the
     same the first one is the first one of the whole source.
@@ -19,7 +25,7 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
         split_settings: Settings of Train/Val Split.
 
     Returns:
-        As many texts as there are shards.
+        Per shard `jsonl_path`, and `etag`, a hash over what tells each file from what it was before.
 
     Raises:
         UserError: If a pattern matches nothing, there would be no shard, or a group of rows is to stay together.
@@ -32,9 +38,16 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
         )
     if shards < 1:
         raise UserError(f"shards = {shards}: at least one is needed")
-    found = [source.location for source in files_of(files)]
+    found = files_of(files)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        etags = list(threads.map(Source.etag, found))
     count = min(shards, len(found))
     edges = [-(-i * len(found) // count) for i in range(count + 1)]
-    planned = ["\n".join(found[edges[i] : edges[i + 1]]) for i in range(count)]
     print(f"{len(found):,} files in {count:,} shards")
-    return planned
+    return [
+        {
+            "jsonl_path": "\n".join(file.location for file in found[begin:end]),
+            "etag": hashlib.sha256("\n".join(etags[begin:end]).encode()).hexdigest(),
+        }
+        for begin, end in pairwise(edges)
+    ]
