@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 LOCK := images/local/requirements.txt images/local/requirements-vllm.txt
 READY := $(VENV)/ready
 KEEP ?= 1
+# One more than there are cores: many tests wait for a server or a process to start.
+WORKERS := $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak bench
@@ -17,7 +19,7 @@ run: compile ## the whole pipeline on this machine: data to a chat answer (KEEP=
 	@$(BIN)/llm-finetune run --resume $(if $(filter 0,$(KEEP)),--no-keep,--keep) $(ARGS)
 
 test: lint ## lint, types and all tests
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-demo: $(READY) ## the demo with the real small model, held to its figures (some minutes)
 	@$(BIN)/python -m pytest -m demo $(ARGS)

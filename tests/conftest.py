@@ -1,4 +1,4 @@
-"""What holds for every test: one thread a process, since as many processes run as there are cores."""
+"""What holds for every test: one thread a process, since more processes run than there are cores."""
 
 import os
 

@@ -176,12 +176,13 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1) -> Iterator[Result]:
     """Works on several items at once, in threads: for work that pyarrow and numpy do without holding the interpreter.
 
     Args:
         work: What to do with an item; results must not depend on which items came before.
         items: Anything that takes time to produce, such as `batches`.
+        ahead: Results that may wait to be taken, besides those that are worked on.
 
     Yields:
         The results in the order of the items, whatever the number of cores.
@@ -191,7 +192,7 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
         waiting: deque[Future[Result]] = deque()
         for item in read_ahead(items):
             waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
+            if len(waiting) >= threads + ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

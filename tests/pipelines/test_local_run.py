@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 COMMAND = str(Path(sys.executable).parent / "llm-finetune")
+RUN = ["--dataset", "rows.jsonl", "--base-model", "model", "--resume", "--recipe"]
 RECIPE = """
 parameters:
   serve_target: local
@@ -57,19 +59,37 @@ def place(tmp_path_factory):
     return folder
 
 
+@dataclass
+class Served:
+    """A run that was served until Ctrl-C, and what the server said to the command that the run had printed."""
+
+    returncode: int
+    stdout: str
+    answer: dict
+
+
 @pytest.fixture(scope="module")
 def whole(place):
-    return run(
-        "--dataset",
-        "rows.jsonl",
-        "--base-model",
-        "model",
-        "--recipe",
-        recipe(place / "my.yaml"),
-        "--resume",
-        "--no-keep",
-        cwd=place,
-    )
+    started = subprocess.Popen(
+        [COMMAND, "run", *RUN, recipe(place / "my.yaml")],
+        cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "COLUMNS": "160", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert started.stdout
+    try:
+        lines = []
+        for line in started.stdout:
+            lines.append(line)
+            if line.startswith("The server runs until Ctrl-C"):
+                break
+        output = "".join(lines)
+        curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)
+        assert curl, output
+        answer = json.loads(subprocess.run(["bash", "-c", curl[0].strip()], check=True, capture_output=True).stdout)
+    finally:
+        started.send_signal(signal.SIGINT)
+        rest, _ = started.communicate(timeout=60)
+    return Served(started.returncode, output + rest, answer)
 
 
 def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
@@ -84,38 +104,20 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)
-    assert "curl " in whole.stdout
+    assert whole.answer["choices"][0]["message"]["role"] == "assistant"
+    assert whole.stdout.strip().endswith("stopping the server")
     assert processes_of(place / "runs") == []
 
 
-def test_a_second_run_takes_from_the_cache_what_has_not_changed_and_serves_until_ctrl_c(whole, place):
-    again = subprocess.Popen(
-        [COMMAND, "run", "--dataset", "rows.jsonl", "--base-model", "model", "--recipe", place / "my.yaml", "--resume"],
-        cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "COLUMNS": "160", "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert again.stdout
-    lines = []
-    for line in again.stdout:
-        lines.append(line)
-        if line.startswith("The server runs until Ctrl-C"):
-            break
-    output = "".join(lines)
-    assert len(re.findall(r"^= .+cached$", output, re.MULTILINE)) == 12, output
-    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", output, re.MULTILINE) == [
-        "Pin Sources",
-        "Quality Gate",
-        "vLLM Serve",
-        "Report",
-    ]
-    curl = re.search(r"^curl .*(?:\n.+)*?\n\n", output, re.MULTILINE)[0].strip()
-    answer = json.loads(subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True).stdout)
-    assert answer["choices"][0]["message"]["role"] == "assistant"
-    again.send_signal(signal.SIGINT)
-    rest, _ = again.communicate(timeout=60)
-    assert again.returncode == 0, rest
-    assert rest.strip().endswith("stopping the server")
-    assert processes_of(place / "runs") == []
+def test_a_second_run_takes_from_the_cache_what_has_not_changed(whole, place):
+    plan = recipe(place / "manifest.yaml").read_text().replace("serve_target: local", "serve_target: manifest")
+    (place / "manifest.yaml").write_text(plan.replace("port: 0", "storage_uri: pvc://models/tiny"))
+    again = run(*RUN, place / "manifest.yaml", cwd=place)
+    assert again.returncode == 0, again.stdout
+    assert len(re.findall(r"^= .+cached$", again.stdout, re.MULTILINE)) == 11, again.stdout
+    assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", again.stdout, re.MULTILINE) == [
+        "Check Recipe", "Pin Sources", "Quality Gate", "vLLM Serve", "Report"
+    ]  # fmt: skip
 
 
 @pytest.mark.soak

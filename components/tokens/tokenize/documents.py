@@ -19,6 +19,8 @@ IGNORED = -100
 """Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
 ROWS_PER_BATCH = 512
 """Documents that one thread encodes at once: enough to keep all cores busy, few enough to be nothing in memory."""
+BATCHES_AHEAD = 16
+"""Tokenised batches that may wait while the ones before are packed and written, so that the encoder need not."""
 
 _TEXTS = ["prompt", "completion"]
 
@@ -96,7 +98,8 @@ def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bo
         _refuse_unknown_ids(documents, split, vocabulary)
         return documents
 
-    yield from tables.in_parallel(work, _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH)))
+    batches = _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH))
+    yield from tables.in_parallel(work, batches, BATCHES_AHEAD)
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:

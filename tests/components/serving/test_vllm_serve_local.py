@@ -13,8 +13,7 @@ import psutil
 import pytest
 import urllib3
 
-from llm_finetune.components.serving.vllm_serve import adapters, commands, local, smoke, step
-from llm_finetune.components.serving.vllm_serve.settings import Settings
+from llm_finetune.components.serving.vllm_serve import adapters, commands, local, smoke
 from llm_finetune.components.shared import processes
 from llm_finetune.components.shared.errors import UserError
 
@@ -133,41 +132,6 @@ def test_only_local_deployments_are_stopped(tmp_path: Path) -> None:
         local.stop(tmp_path / "info")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
-def test_vllm_serves_the_model_and_ends_with_its_owner(model: Path, tmp_path: Path) -> None:
-    owner = subprocess.Popen(["sleep", "1000"])
-    settings = {"dtype": "float32", "answer_tokens": 12, "golden_prompts": ["Name three colours."]}
-    # The card's own process ends and its output closes while the server goes on.
-    card = subprocess.run(
-        [sys.executable, "-c", CARD, str(model), str(tmp_path), json.dumps(settings)],
-        env=os.environ | {local.OWNER_VARIABLE: str(owner.pid)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=280,
-    )  # fmt: skip
-    try:
-        assert card.returncode == 0, card.stdout
-        info = local.read_info(tmp_path / "deployment_info")
-        assert local.is_running(tmp_path / "deployment_info")
-        assert (info["model"], info["server"], info["dtype"], info["max_model_len"]) == ("tiny", "vllm", "float32", 512)
-        assert Path(info["log"]).is_file() and 0 < info["first_token_seconds"] <= info["answers"][0]["seconds"]
-        [answer] = info["answers"]
-        assert answer["text"].strip() == greedy(model, "Name three colours.", 12).strip()
-        assert smoke.models(info["base_url"]) == ["tiny"]
-        pasted = subprocess.run(["bash", "-c", info["example_curl"]], capture_output=True, text=True)
-        assert json.loads(pasted.stdout)["choices"][0]["message"]["content"] == answer["text"]
-        metrics = urllib3.request("GET", info["base_url"].removesuffix("/v1") + "/metrics").data.decode()
-        assert "vllm:num_requests_running" in metrics
-        page = (tmp_path / "deployment_page").read_text()
-        assert info["example_curl"] in page and answer["text"] in page
-        os.kill(owner.pid, signal.SIGKILL)
-        owner.wait()
-        assert until_gone(info["process_group"], 30) == []
-    finally:
-        owner.kill()
-        owner.wait()
-        if (tmp_path / "deployment_info").exists():
-            local.stop(tmp_path / "deployment_info")
-
-
 @pytest.fixture(scope="module")
 def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two adapters whose answers differ from their base's and from each other's."""
@@ -188,18 +152,38 @@ def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
-def test_adapters_come_and_go_while_vllm_serves(model: Path, tuned: list[Path], tmp_path: Path) -> None:
+def test_adapters_come_and_go_while_vllm_serves_and_it_ends_with_its_owner(
+    model: Path, tuned: list[Path], tmp_path: Path
+) -> None:
     first, second = tuned
     prompt, asked = "Name three colours.", [{"role": "user", "content": "Name three colours."}]
-    settings = Settings(
-        target="local", port=0, deployment_name="tuned", serve_adapter=True, adapter_base=str(model), dtype="float32",
-        answer_tokens=12, golden_prompts=[prompt], ready_timeout=280,
+    owner = subprocess.Popen(["sleep", "1000"])
+    settings = {
+        "serve_adapter": True, "adapter_base": str(model), "dtype": "float32", "answer_tokens": 12,
+        "golden_prompts": [prompt], "ready_timeout": 280,
+    }  # fmt: skip
+    # The card's own process ends and its output closes while the server goes on.
+    card = subprocess.run(
+        [sys.executable, "-c", CARD, str(first), str(tmp_path), json.dumps(settings)],
+        env=os.environ | {local.OWNER_VARIABLE: str(owner.pid)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=300,
     )  # fmt: skip
     try:
-        info = step.vllm_serve(first, tmp_path / "info", tmp_path / "page", settings)
+        assert card.returncode == 0, card.stdout
+        info = local.read_info(tmp_path / "deployment_info")
         url, pid = info["base_url"], info["pid"]
-        assert info["model"] == "tuned" and set(smoke.models(url)) == {"tuned-base", "tuned"}
-        expected = {"tuned-base": greedy(model, prompt, 12), "tuned": greedy(model, prompt, 12, first)}
+        assert (info["model"], info["server"], info["dtype"], info["max_model_len"]) == ("tiny", "vllm", "float32", 512)
+        assert Path(info["log"]).is_file() and 0 < info["first_token_seconds"] <= info["answers"][0]["seconds"]
+        assert set(smoke.models(url)) == {"tiny-base", "tiny"}
+        expected = {"tiny-base": greedy(model, prompt, 12), "tiny": greedy(model, prompt, 12, first)}
+        [answer] = info["answers"]
+        assert answer["text"].strip() == expected["tiny"].strip()
+        pasted = subprocess.run(["bash", "-c", info["example_curl"]], capture_output=True, text=True)
+        assert json.loads(pasted.stdout)["choices"][0]["message"]["content"] == answer["text"]
+        metrics = urllib3.request("GET", url.removesuffix("/v1") + "/metrics").data.decode()
+        assert "vllm:num_requests_running" in metrics
+        page = (tmp_path / "deployment_page").read_text()
+        assert info["example_curl"] in page and answer["text"] in page
         adapters.load(url, "other", second)
         expected["other"] = greedy(model, prompt, 12, second)
         assert len(set(expected.values())) == 3
@@ -210,14 +194,20 @@ def test_adapters_come_and_go_while_vllm_serves(model: Path, tuned: list[Path], 
         with pytest.raises(UserError, match=r"serves no 'othr'; did you mean 'other'"):
             adapters.unload(url, "othr")
         adapters.unload(url, "other")
-        assert set(smoke.models(url)) == {"tuned-base", "tuned"}
+        assert set(smoke.models(url)) == {"tiny-base", "tiny"}
         with pytest.raises(smoke.SmokeFailure):
             smoke.ask(url, "other", asked, 12, 60)
-        assert smoke.ask(url, "tuned", asked, 12, 60).text == answers["tuned"]
-        assert local.read_info(tmp_path / "info")["pid"] == pid and local.is_running(tmp_path / "info")
+        assert smoke.ask(url, "tiny", asked, 12, 60).text == answers["tiny"]
+        assert local.read_info(tmp_path / "deployment_info")["pid"] == pid
+        assert local.is_running(tmp_path / "deployment_info")
+        os.kill(owner.pid, signal.SIGKILL)
+        owner.wait()
+        assert until_gone(info["process_group"], 30) == []
     finally:
-        if (tmp_path / "info").exists():
-            local.stop(tmp_path / "info")
+        owner.kill()
+        owner.wait()
+        if (tmp_path / "deployment_info").exists():
+            local.stop(tmp_path / "deployment_info")
 
 
 def greedy(model: Path, prompt: str, tokens: int, adapter: Path | None = None) -> str:
