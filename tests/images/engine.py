@@ -99,7 +99,8 @@ class Engine:
                 self.output("debootstrap", "--variant=minbase", packages, "bookworm", folder, MIRROR)
                 for place in UNREAD:
                     shutil.rmtree(Path(folder) / place, ignore_errors=True)
-                (Path(folder) / "var/cache/apt/archives/partial").mkdir(parents=True)
+                for place in ("var/cache/apt/archives/partial", "var/log/apt"):  # apt-get makes neither
+                    (Path(folder) / place).mkdir(parents=True, exist_ok=True)
                 archive = Path(folder + ".tar")
                 try:
                     self.output("tar", "-C", folder, "-cf", str(archive), ".")
