@@ -79,19 +79,11 @@ def _pin(dataset: str, revision: str, path: str, sha256: str) -> dict[str, str]:
         files = locations.files(path)
         if all(file.is_local for file in files):
             return {"sha256": ",".join(_sha256(file.location) for file in files)}
-        etags = [file.etag() for file in files]
+        found = locations.etag(files)
     except (UserError, OSError) as error:
         print(f"not pinned: {error}", flush=True)
         return {}
-    lost = [file.name for file, etag in zip(files, etags, strict=True) if not etag]
-    if lost:
-        print(
-            f"not pinned: {lost[0]} has no ETag, so a change in it goes unseen where earlier results are taken. Set "
-            "sha256, or run without the cache",
-            flush=True,
-        )
-        return {}
-    return {"etag": hashlib.sha256("\n".join(etags).encode()).hexdigest() if len(etags) > 1 else etags[0]}
+    return {"etag": found} if found else {}
 
 
 def _commit(model_name: str, revision: str) -> dict[str, str]:

@@ -1,11 +1,15 @@
 """Which files a setting means: one or several, written out or as patterns, here or in an object store."""
 
 import glob
+import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llm_finetune.components.data.load_dataset.sources import Source, etag_of, file_system
 from llm_finetune.components.shared.errors import UserError, nearest
+
+AT_ONCE = 16  # servers asked for an ETag side by side
 
 
 def files(text: str) -> list[Source]:
@@ -30,6 +34,31 @@ def files(text: str) -> list[Source]:
     if twice:
         raise UserError(f"{twice.name} is named twice")
     return named
+
+
+def etag(found: list[Source]) -> str:
+    """Returns what tells files from what they were before: the ETag of one, a hash over those of several.
+
+    Args:
+        found: The files.
+
+    Returns:
+        The ETag; empty, with a line in the log, if a file has none.
+
+    Raises:
+        UserError: If a file is not there or not in reach.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        etags = list(threads.map(Source.etag, found))
+    lost = [file.name for file, own in zip(found, etags, strict=True) if not own]
+    if lost:
+        print(
+            f"not pinned: {lost[0]} has no ETag, so a change in it goes unseen where earlier results are taken. Set "
+            "sha256, or run without the cache",
+            flush=True,
+        )
+        return ""
+    return etags[0] if len(etags) == 1 else hashlib.sha256("\n".join(etags).encode()).hexdigest()
 
 
 def _matches(pattern: str) -> list[Source]:

@@ -1,16 +1,12 @@
 """Deals the files of a source out to shards."""
 
-import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+from llm_finetune.components.data.load_dataset.locations import etag
 from llm_finetune.components.data.load_dataset.locations import files as files_of
-from llm_finetune.components.data.load_dataset.sources import Source
 from llm_finetune.components.shared.errors import UserError
-
-AT_ONCE = 16
 
 
 def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
@@ -25,7 +21,7 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
         split_settings: Settings of Train/Val Split.
 
     Returns:
-        Per shard `jsonl_path`, and `etag`, a hash over what tells each file from what it was before.
+        Per shard `jsonl_path`, and `etag`, which tells them from what they were before.
 
     Raises:
         UserError: If a pattern matches nothing, there would be no shard, or a group of rows is to stay together.
@@ -39,15 +35,13 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
     if shards < 1:
         raise UserError(f"shards = {shards}: at least one is needed")
     found = files_of(files)
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        etags = list(threads.map(Source.etag, found))
     count = min(shards, len(found))
     edges = [-(-i * len(found) // count) for i in range(count + 1)]
     print(f"{len(found):,} files in {count:,} shards")
     return [
         {
             "jsonl_path": "\n".join(file.location for file in found[begin:end]),
-            "etag": hashlib.sha256("\n".join(etags[begin:end]).encode()).hexdigest(),
+            "etag": etag(found[begin:end]),
         }
         for begin, end in pairwise(edges)
     ]
