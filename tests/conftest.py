@@ -11,7 +11,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("LLM_FINETUNE_IMAGES", os.devnull)
 
 # A process takes whole files: begun last, these would keep one busy for minutes while the others wait.
-LONGEST = ("test_local_run.py", "test_many_gpus.py", "test_vllm_serve_local.py", "test_launch_processes.py")
+LONGEST = (
+    "test_local_run.py",
+    "test_many_gpus.py",
+    "test_vllm_serve_local.py",
+    "test_local_mistakes.py",
+    "test_launch_processes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
