@@ -64,9 +64,9 @@ def compile_command(
         written = [compiling.compile_pipeline(folder if alone else folder / compiling.COMPILED.name, chosen)]
         written += [] if alone else [compiling.compile_sharded(folder / compiling.SHARDED.name, chosen)]
     for path in written:
-        console.print(f"{path}  {path.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+        console.out(f"{path}  {path.stat().st_size / 1024:.0f} KiB")
     if compiling.COMPILED in written and README.exists() and update(README, compiling.COMPILED):
-        console.print(f"{README} drawn anew")
+        console.out(f"{README} drawn anew")
 
 
 @app.command()

@@ -1,16 +1,15 @@
 """What a finished run has to show."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from llm_finetune.components.shared.pages import cut
 from llm_finetune.components.shared.progress import clock
+from llm_finetune.pipelines.local.pages import show_index
 from llm_finetune.pipelines.local.runner import LocalRun
 from llm_finetune.pipelines.local.state import RunState
 
@@ -23,10 +22,12 @@ FIGURES = {
     "stop_rate": "stops by itself",
 }
 ANSWERS_SHOWN = 3
+# The pages whose links are printed; the index links all.
+MAIN_PAGES = {"data-report": "report", "tokenize": "preview", "finetune-lora": "loss_curve", "evaluate": "eval_page"}
 
 
 def show_results(console: Console, run: LocalRun) -> None:
-    """Prints metrics, answers side by side, pages, and times.
+    """Prints metrics, answers side by side, and times.
 
     Args:
         console: Where to print.
@@ -37,8 +38,18 @@ def show_results(console: Console, run: LocalRun) -> None:
         content = json.loads(report.read_text(encoding="utf-8"))
         console.print(_figures(content["metrics"]))
         console.print(_answers(content["samples"][:ANSWERS_SHOWN]))
-    console.print(_pages(run.state))
     console.print(_times(run))
+
+
+def show_pages(console: Console, state: RunState) -> None:
+    """Prints the links to the main pages and, last, to the index, each alone on its line."""
+    for task, output in MAIN_PAGES.items():
+        card = state.cards.get(task)
+        for page in (card.pages or []) if card else []:
+            if page.output == output:
+                console.print(f"\n{page.title}:", markup=False)
+                console.out(page.path.as_uri())
+    show_index(console, state)
 
 
 def closed_gate(state: RunState) -> str:
@@ -73,21 +84,6 @@ def _answers(samples: list[dict[str, Any]]) -> Table:
         )
         table.add_row(*(Text(cut(cell, 300)) for cell in cells))
     return table
-
-
-def _pages(state: RunState) -> Panel:
-    lines = []
-    for card in state.cards.values():
-        for path in sorted(card.outputs.values()):
-            if path.is_file() and _is_page(path):
-                lines.append(f"{card.title:<18} {path.resolve().as_uri()}")
-    return Panel(Text("\n".join(lines) or "none"), title="Pages", title_align="left")
-
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip().lower()
-    return start.startswith((b"<!doctype html", b"# "))
 
 
 def _times(run: LocalRun) -> Table:

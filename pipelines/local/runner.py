@@ -18,7 +18,9 @@ from rich.console import Console
 
 from llm_finetune.components.serving.vllm_serve.local import OWNER_VARIABLE
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.progress import clock
 from llm_finetune.pipelines.local.display import Display
+from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index, write_pages
 from llm_finetune.pipelines.local.state import RunState
 
 # KFP's local runner replaces this text in every value it passes to a step by the interpreter's path.
@@ -89,20 +91,33 @@ def run_pipeline(
         )
     )
     started = time.monotonic()
-    with (
-        _worker(job, environment or {}) as worker,
-        _memory_watch() as memory,
-        Display(console, state) as display,
-    ):
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            display.update(state.read(line))
-            if state.failed:
-                break  # the rest of the graph is of no use any more
-        else:
-            worker.wait()
+    try:
+        with (
+            _worker(job, environment or {}) as worker,
+            _memory_watch() as memory,
+            Display(console, state) as display,
+        ):
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                event = state.read(line)
+                display.update(event)
+                if event:
+                    _write_pages_so_far(state)
+                if state.failed:
+                    break  # the rest of the graph is of no use any more
+            else:
+                worker.wait()
+    except KeyboardInterrupt:
+        finish_pages(console, state, Outcome("stopped", facts={"time": clock(time.monotonic() - started)}))
+        show_index(console, state)
+        raise
     succeeded = worker.returncode == 0 and state.failed is None
     return LocalRun(state, time.monotonic() - started, memory.peak_bytes / 2**30, succeeded)
+
+
+def _write_pages_so_far(state: RunState) -> None:
+    with contextlib.suppress(OSError):  # told at the run's end, where it is tried again
+        write_pages(state, Outcome("running", f"as of {time.strftime('%H:%M:%S')}; written anew whenever a card ends"))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """A model server on this machine, started and stopped by hand."""
 
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,12 @@ def serve_model(
     info = step.vllm_serve(str(model.absolute()), folder / FACTS, folder / "deployment_page.md", chosen)
     try:
         show_deployment(console, info)
+        show_request(console, info)
         if keep:
             wait_for_ctrl_c(console, folder / FACTS)
+        else:
+            console.print("\nThe server goes on. To stop it:")
+            console.out(command("stop", "--workdir", str(workdir.absolute())))
     finally:
         if keep:
             server.stop(folder / FACTS)
@@ -55,14 +61,47 @@ def stop_servers(workdir: Path) -> int:
 
 
 def show_deployment(console: Console, info: dict[str, Any]) -> None:
-    """Prints where a deployment answers, what it has answered, and how to ask it."""
-    by = str(info.get("server", info["target"]))
-    console.print(Text.assemble("Served by ", (by, "bold"), f" at {info['base_url']}"), soft_wrap=True)
+    """Prints what served a deployment and what it has answered."""
+    if info["target"] == "manifest":
+        told = "\nNothing is deployed; the page of vLLM Serve holds the manifests for a GitOps repository."
+        console.print(told, soft_wrap=True)
+        return
+    console.print(Text.assemble("\nServed by ", (str(info.get("server", info["target"])), "bold")))
     for answer in info.get("answers", []):
         console.print(Text(f"asked:    {answer['prompt']}"), soft_wrap=True)
         console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)
+
+
+def show_request(console: Console, info: dict[str, Any]) -> None:
+    """Prints where a deployment answers, and a request that can be pasted into a shell."""
+    console.print("\nIt answers at")
+    console.out(info["base_url"])
     console.print("\nTry it:")
-    console.print(Text(info["example_curl"]), soft_wrap=True)
+    console.out(info["example_curl"])
+
+
+def command(*arguments: str) -> str:
+    """Returns a call of this command that works in a shell wherever it is pasted."""
+    return shlex.join([str(Path(sys.executable).with_name("llm-finetune")), *arguments])
+
+
+def command_to_serve(model: Path, deployed: Path | None) -> str:
+    """Returns the command that serves a merged model on this machine.
+
+    Args:
+        model: Folder of the model.
+        deployed: Facts of an earlier deployment, whose name is kept, or None.
+    """
+    name = ["--name", server.read_info(deployed)["deployment_name"]] if deployed else []
+    return command("serve", str(model), *name, "--keep")
+
+
+def show_how_to_serve(console: Console, model: Path, deployed: Path) -> None:
+    """Prints a run's merged model and how to serve it again, each alone on its line."""
+    console.print("\nThe server is stopped. Its model:")
+    console.out(model)
+    console.print("\nTo serve it again:")
+    console.out(command_to_serve(model, deployed))
 
 
 def wait_for_ctrl_c(console: Console, deployed: Path) -> None:
@@ -79,6 +118,6 @@ def wait_for_ctrl_c(console: Console, deployed: Path) -> None:
     try:
         while server.is_running(deployed):
             time.sleep(1)
-        raise UserError(f"the server has ended by itself; its log is {server.read_info(deployed)['log']}")
+        raise UserError(f"the server has ended by itself; its log:\n{server.read_info(deployed)['log']}")
     except KeyboardInterrupt:
         console.print("stopping the server")

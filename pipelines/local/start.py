@@ -14,10 +14,12 @@ from llm_finetune.components.serving.vllm_serve import local as server
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.progress import clock
 from llm_finetune.pipelines.compile import compile_pipeline
-from llm_finetune.pipelines.local.report import closed_gate, show_results
+from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index
+from llm_finetune.pipelines.local.report import closed_gate, show_pages, show_results
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
-from llm_finetune.pipelines.local.serving import show_deployment, wait_for_ctrl_c
+from llm_finetune.pipelines.local.serving import show_deployment, show_how_to_serve, show_request, wait_for_ctrl_c
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_card, read_recipe
@@ -79,7 +81,8 @@ def start_run(
     folder.mkdir()
     # The cards inherit this machine's environment, HF_HUB_OFFLINE included.
     pipeline = compile_pipeline(folder / "pipeline.yaml", ClusterOptions(load_online=False))
-    console.print(f"run in {folder}", soft_wrap=True)
+    console.print("run in")
+    console.out(folder)
     run = run_pipeline(
         pipeline,
         plan.arguments,
@@ -168,26 +171,40 @@ def _code_fingerprint() -> str:
 
 def _finish(console: Console, run: LocalRun, keep: bool) -> int:
     state = run.state
-    failed = state.failed
+    facts = {"time": clock(run.seconds), "most memory": f"{run.peak_memory_gib:.1f} GiB"}
     if not run.succeeded:
+        failed = state.failed
         log = failed.log if failed else state.runner_log
-        name = failed.title if failed else "The run"
-        console.print(Text(f"{name} failed: {error_of(log)}", "red"), soft_wrap=True)
-        console.print(f"log: {log}", soft_wrap=True)
+        told = f"{failed.title if failed else 'The run'} failed: {error_of(log)}"
+        finish_pages(console, state, Outcome("failed", told, log, facts))
+        console.print(Text(told, "red"), soft_wrap=True)
+        console.print("log:")
+        console.out(log)
+        show_index(console, state)
         return FAILED
     deployed = state.output("vllm-serve", "deployment_info")
     if deployed is None:
+        reason = closed_gate(state) or "Nothing was deployed."
+        finish_pages(console, state, Outcome("gate closed", reason, facts=facts))
         show_results(console, run)
-        console.print(Text(closed_gate(state) or "Nothing was deployed.", "yellow"), soft_wrap=True)
+        console.print(Text(reason, "yellow"), soft_wrap=True)
+        show_pages(console, state)
         return GATE_CLOSED
     info = server.read_info(deployed)
     is_local = info["target"] == "local"
     try:
+        finish_pages(console, state, Outcome("succeeded", facts=facts))
         show_results(console, run)
         show_deployment(console, info)
-        if keep and is_local:
+        show_pages(console, state)
+        if info["target"] == "kserve" or (is_local and keep):
+            show_request(console, info)
+        if is_local and keep:
             wait_for_ctrl_c(console, deployed)
     finally:
         if is_local:
             server.stop(deployed)
+    model = state.output("merge-export", "merged_model")
+    if is_local and model:
+        show_how_to_serve(console, model, deployed)
     return 0

@@ -13,6 +13,35 @@ from llm_finetune.components.shared.progress import ProgressLine, parse
 from llm_finetune.pipelines.local.events import Event, read_event
 
 State = Literal["waiting", "running", "done", "cached", "failed"]
+PAGE_TYPES = ("system.HTML", "system.Markdown")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card of a compiled pipeline.
+
+    Attributes:
+        title: Name in the dashboard.
+        pages: Type of each output that is a page, one of PAGE_TYPES, by name.
+    """
+
+    title: str
+    pages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a card that a browser opens.
+
+    Attributes:
+        output: Name of the output.
+        title: Title of the page.
+        path: The HTML file.
+    """
+
+    output: str
+    title: str
+    path: Path
 
 
 @dataclass
@@ -27,6 +56,8 @@ class CardRun:
         seconds: Time that it took, once it has ended.
         progress: Its latest progress line.
         outputs: Folder or file of each output by name.
+        page_types: Type of each output that is a page, by name.
+        pages: Its pages as HTML files; None until they are written.
     """
 
     task: str
@@ -37,6 +68,8 @@ class CardRun:
     seconds: float = 0.0
     progress: ProgressLine | None = None
     outputs: dict[str, Path] = field(default_factory=dict)
+    page_types: dict[str, str] = field(default_factory=dict)
+    pages: list[Page] | None = None
 
     @property
     def elapsed(self) -> float:
@@ -57,10 +90,9 @@ class RunState:
         """
         self.folder, self.cache_root = folder, cache_root
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        titles = card_titles(pipeline)
         self.cards = {
-            task: CardRun(task, title, folder / "logs" / f"{i:02}-{task}.log")
-            for i, (task, title) in enumerate(titles.items())
+            task: CardRun(task, card.title, folder / "logs" / f"{i:02}-{task}.log", page_types=card.pages)
+            for i, (task, card) in enumerate(read_cards(pipeline).items())
         }
         self.running: CardRun | None = None
         self.runner_log = folder / "logs" / "runner.log"
@@ -118,18 +150,23 @@ class RunState:
 
 
 def card_titles(pipeline: Path) -> dict[str, str]:
+    """Returns the titles of a compiled pipeline's cards by task name, in the order in which they run."""
+    return {task: card.title for task, card in read_cards(pipeline).items()}
+
+
+def read_cards(pipeline: Path) -> dict[str, Card]:
     """Returns the cards of a compiled pipeline in the order in which they run.
 
     Args:
         pipeline: Compiled YAML.
 
     Returns:
-        Titles by task name; cards inside a condition included.
+        Cards by task name; those inside a condition included.
     """
     # libyaml, where it is there, reads the file ten times as fast.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     spec: dict[str, Any] = next(yaml.load_all(pipeline.read_text(encoding="utf-8"), Loader=loader))
-    titles: dict[str, str] = {}
+    cards: dict[str, Card] = {}
 
     def visit(tasks: dict[str, Any]) -> None:
         pending = dict(tasks)
@@ -142,10 +179,13 @@ def card_titles(pipeline: Path) -> dict[str, str]:
             if "dag" in component:
                 visit(component["dag"]["tasks"])
             else:
-                titles[ready] = task["taskInfo"]["name"]
+                artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
+                types = {name: artifact["artifactType"]["schemaTitle"] for name, artifact in artifacts.items()}
+                pages = {name: kind for name, kind in types.items() if kind in PAGE_TYPES}
+                cards[ready] = Card(task["taskInfo"]["name"], pages)
 
     visit(spec["root"]["dag"]["tasks"])
-    return titles
+    return cards
 
 
 def error_of(log: Path) -> str:

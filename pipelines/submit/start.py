@@ -103,18 +103,20 @@ def submit(console: Console, wanted: Submission) -> int:
         arguments = _arguments(connection, wanted, plan, compiled, version)
         if cron:
             made = _recurring_run(connection, arguments, cron)
-            _say(console, "recurring", f"{_link(connection, 'recurringrun', made.recurring_run_id)}  ({cron})")
+            _say(console, "recurring", cron)
+            console.out(_link(connection, "recurringrun", made.recurring_run_id))
             return 0
         run = _run(connection, arguments)
         link = _link(connection, "runs", run.run_id)
-        _say(console, "run", link)
+        _say(console, "run", str(arguments["job_name"]))
+        console.out(link)
         if not wanted.waiting:
             return 0
         try:
             ended = follow(connection, run.run_id, compiled, console, wanted.poll_seconds, wanted.timeout_hours * 3600)
         except LostSight as error:
             console.print(Text(str(error), "yellow"), soft_wrap=True)
-            console.print(f"details: {link}", soft_wrap=True)
+            _show_details(console, link)
             return LOST_SIGHT
     return _finish(console, ended, link)
 
@@ -196,16 +198,20 @@ def _say(console: Console, what: str, text: str) -> None:
     console.print(Text.assemble((f"{what:<10} ", "bold"), text), soft_wrap=True)
 
 
+def _show_details(console: Console, link: str) -> None:
+    console.print("details:")
+    console.out(link)
+
+
 def _finish(console: Console, ended: Ended, link: str) -> int:
     if ended.state != "SUCCEEDED":
         reason = ended.reason or "the card Report of the run says why"
         console.print(Text(f"The run {ended.state.lower()}: {reason}", "red"), soft_wrap=True)
-        console.print(f"details: {link}", soft_wrap=True)
+        _show_details(console, link)
         return FAILED
     if ended.deployed is False:
-        console.print(
-            Text(f"The gate stayed closed, so nothing was deployed; reasons: {link}", "yellow"), soft_wrap=True
-        )
+        console.print(Text("The gate stayed closed, so nothing was deployed", "yellow"), soft_wrap=True)
+        _show_details(console, link)
         return GATE_CLOSED
     console.print(Text("The run succeeded", "green"), soft_wrap=True)
     return 0

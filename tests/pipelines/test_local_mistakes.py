@@ -36,7 +36,7 @@ def test_a_file_that_is_no_jsonl_names_the_line(place, tmp_path):
     said = failing(place, tmp_path, "--dataset", tmp_path / "bad.jsonl", "--base-model", "model")
     assert said.startswith("Load Dataset failed: ")
     assert "line 41" in said
-    assert re.search(r"log: \S+load-dataset\.log", said)
+    assert re.search(r"^/\S+load-dataset\.log$", said, re.MULTILINE)
 
 
 def test_a_missing_column_names_the_nearest(place, tmp_path):

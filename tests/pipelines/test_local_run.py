@@ -1,18 +1,28 @@
 """The command as a new user runs it: the whole pipeline on a tiny model, and the mistakes that people make."""
 
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import psutil
 import pytest
+from browser import needs_chromium, opened
 from local_user import COMMAND, RUN, recipe, rows, run, user_folder
+from rich.console import Console
+
+from llm_finetune.pipelines.local import start
+from llm_finetune.pipelines.local.runner import LocalRun
+from llm_finetune.pipelines.local.state import RunState
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def whole(place):
     started = subprocess.Popen(
         [COMMAND, "run", *RUN, recipe(place / "my.yaml")],
         cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "COLUMNS": "160", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "COLUMNS": "60", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert started.stdout
     try:
@@ -59,15 +69,63 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert len(ended) == 16
     assert {"Data Report", "Merge & Export", "vLLM Serve"} < set(ended) and ended[-1] == "Report"
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
-    pages = re.findall(r"file://(\S+)", whole.stdout)
-    assert len(pages) >= 12
-    assert all(Path(page).exists() for page in pages)
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)
     assert whole.answer["choices"][0]["message"]["role"] == "assistant"
-    assert whole.stdout.strip().endswith("stopping the server")
+    _, stopping, rest = whole.stdout.partition("stopping the server\n")
+    assert stopping and f"\n{next((place / 'runs').glob('20*/artifacts/*/merge-export/merged_model'))}\n" in rest
     assert processes_of(place / "runs") == []
+
+
+def links(output: str) -> list[str]:
+    """Returns the links to files that were printed, each of which has its line for itself."""
+    found = re.findall(r"^file://.+$", output, re.MULTILINE)
+    assert output.count("file://") == len(found) and found[-1].endswith("/index.html"), output
+    return found
+
+
+def index_of(output: str) -> Path:
+    return Path(url2pathname(urlsplit(links(output)[-1]).path))
+
+
+def test_printed_links_are_pages_and_the_index_links_them_all(whole):
+    printed = links(whole.stdout)
+    assert len(printed) == 5 and all(link.endswith(".html") for link in printed)
+    index = index_of(whole.stdout)
+    linked = [index.parent / link for link in re.findall(r'href="(.*?)"', index.read_text())]
+    assert len(linked) == 17
+    assert {index.parent / "pages" / Path(link).name for link in printed[:-1]} < set(linked)
+    for page in linked:
+        text = page.read_text()
+        assert page.suffix == ".html" and text.startswith("<!doctype html>") and "<h1>" in text
+        assert re.search(r"<title>\s*\S.*</title>", text), page
+    assert ">Succeeded</p>" in index.read_text()
+
+
+@needs_chromium
+def test_printed_links_open_as_pages_in_a_browser(whole, tmp_path):
+    for link in links(whole.stdout):
+        shown = opened(link, tmp_path)
+        assert re.search(r"<title>\s*\S.*</title>", shown) and "<h1>" in shown, link
+        assert "&lt;!doctype" not in shown.lower(), link
+
+
+def test_no_request_to_a_server_that_is_gone_is_printed(whole, place):
+    folder = index_of(whole.stdout).parent
+    state = RunState(folder / "pipeline.yaml", folder, place / "runs" / "cache")
+    for task in state.cards:
+        state.read(f"INFO - Executing task '{task}'\n")
+        state.read(f"Task '{task}' finished with status SUCCESS\n")
+    console = Console(file=io.StringIO(), width=60, highlight=False)
+    assert start._finish(console, LocalRun(state, 1.0, 1.0, True), keep=False) == 0
+    shown = console.file.getvalue()
+    assert "curl" not in shown and "http://" not in shown
+    model = state.output("merge-export", "merged_model")
+    *_, title, command = shown.splitlines()
+    assert title == "To serve it again:"
+    assert shlex.split(command) == [COMMAND, "serve", str(model), "--name", "llm-finetune-v1", "--keep"]
+    assert f"\n{model}\n" in shown
 
 
 def test_a_second_run_takes_from_the_cache_what_has_not_changed(whole, place):
@@ -79,6 +137,14 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed(whole, place):
     assert re.findall(r"^✓ (.+?)\s+\d+:\d\d$", again.stdout, re.MULTILINE) == [
         "Check Recipe", "Pin Sources", "Quality Gate", "vLLM Serve", "Report"
     ]  # fmt: skip
+    index = index_of(again.stdout)
+    assert index != index_of(whole.stdout)
+    assert index.read_text().count(">cached</td>") == 11
+    assert (
+        len(re.findall(r'href="pages/', index.read_text())) == len(list((index.parent / "pages").glob("*.html"))) == 17
+    )
+    assert "Nothing is deployed; the page of vLLM Serve holds the manifests" in again.stdout
+    assert "curl" not in again.stdout
 
 
 @pytest.mark.soak
@@ -87,14 +153,14 @@ def test_a_merged_model_is_served_again_and_stopped_by_hand(whole, place):
     served = subprocess.run([COMMAND, "serve", merged, "--name", "again", "--port", "0", "--no-keep", "--workdir", "by-hand"],
                             cwd=place, capture_output=True, text=True, timeout=200)  # fmt: skip
     assert served.returncode == 0, served.stderr
-    port = re.search(r" at http://127\.0\.0\.1:(\d+)/v1", served.stdout)[1]
+    port = re.search(r"^http://127\.0\.0\.1:(\d+)/v1$", served.stdout, re.MULTILINE)[1]
     listed = subprocess.run(
         ["curl", "-s", f"http://127.0.0.1:{port}/v1/models"], capture_output=True, text=True, check=True
     )
     assert '"again"' in listed.stdout
-    stopped = subprocess.run(
-        [COMMAND, "stop", "--workdir", "by-hand"], cwd=place, capture_output=True, text=True, check=True
-    )
+    command = served.stdout.splitlines()[-1]
+    assert shlex.split(command) == [COMMAND, "stop", "--workdir", str(place / "by-hand")]
+    stopped = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert stopped.stdout.strip() == "1 server stopped"
     assert processes_of(merged) == []
     again = subprocess.run(
@@ -109,6 +175,8 @@ def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     assert closed.returncode == 3, closed.stdout
     assert "Not deployed, because tuned_loss < 0 does not hold: tuned_loss = " in closed.stdout
     assert "Merge & Export" not in re.findall(r"^[✓=] (.+?)\s+", closed.stdout, re.MULTILINE)
+    index = index_of(closed.stdout).read_text()
+    assert ">Gate closed</p>" in index and "Not deployed, because tuned_loss &lt; 0 does not hold" in index
 
 
 def test_a_model_card_repeats_the_run(whole, place):
@@ -132,6 +200,12 @@ def test_changed_rows_are_read_anew_and_the_model_is_not(whole, place):
         shutil.move(place / "copy.jsonl", place / "rows.jsonl")
     assert re.search(r"^✓ Load Dataset", stopped.stdout, re.MULTILINE), stopped.stdout
     assert "Filter & Clean failed: " in stopped.stdout
+    index = index_of(stopped.stdout).read_text()
+    assert (
+        ">Failed</p>" in index
+        and "Filter &amp; Clean failed: " in index
+        and 'href="pages/load-dataset-preview.html"' in index
+    )
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -169,4 +243,5 @@ def test_a_run_that_is_stopped_in_the_middle_of_training_leaves_nothing_running_
     if how != signal.SIGKILL:
         assert started.returncode == 130
         assert output.rstrip().endswith("stopped; nothing is left running")
+        assert ">Stopped</p>" in index_of(output).read_text()
         assert not list(workdir.glob("20*/artifacts/*/finetune-lora/ft_result*"))

@@ -34,7 +34,7 @@ def test_a_first_submission_uploads_runs_and_shows_every_card_that_ends(api, tmp
         "pipeline_root": "s3://bucket/root",
     }  # fmt: skip
     assert run["service_account"] == "llm-finetune-pipeline"
-    assert f"{api.url}/#/runs/details/{run['run_id']}" in shown
+    assert f"\n{api.url}/#/runs/details/{run['run_id']}\n" in shown
     assert re.findall(r"^✓ (.+?)\s+1:05$", shown, re.MULTILINE) == [
         "Check Recipe", "Load Dataset", "Load Base Model", "Fine-Tune LoRA", "Quality Gate", "Merge & Export", "vLLM Serve", "Report",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_recurring_run_has_its_schedule_in_six_fields(api):
     assert made["trigger"] == {"cron_schedule": {"cron": "0 30 3 * * 1-5"}}
     assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == (1, True, "ENABLE")
     assert made["display_name"].startswith("weekdays-")
-    assert f"#/recurringrun/details/{made['recurring_run_id']}" in shown
+    assert f"\n{api.url}/#/recurringrun/details/{made['recurring_run_id']}\n" in shown
     assert "enableCache" not in str(api.store["versions"][0]["pipeline_spec"])  # the data may have changed
     assert "--cron 'every day' has 2 fields" in refused(api, cron="every day")
 
@@ -191,7 +191,7 @@ def test_where_there_are_many_users_the_namespace_is_needed_and_has_to_be_ones_o
     assert "Either there is no namespace nowhere, or the account has no rights there: ask for kubeflow-edit" in said
     status, shown = submitted(api, namespace="team", host=f"{api.url}/")
     assert (status, api.store["experiments"][0]["namespace"]) == (0, "team")
-    assert f"{api.url}/#/runs/details/" in shown
+    assert f"\n{api.url}/#/runs/details/" in shown
 
 
 class _WebPage(BaseHTTPRequestHandler):

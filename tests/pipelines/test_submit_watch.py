@@ -16,7 +16,7 @@ def test_waiting_ends_after_its_time_and_the_run_goes_on(api):
     status, shown = submitted(api, timeout_hours=0)
     assert status == 4
     assert "the run runs-0 is not done after 0 hours; it goes on" in shown
-    assert f"details: {api.url}/#/runs/details/runs-0" in shown
+    assert shown.count(f"\n{api.url}/#/runs/details/runs-0\n") == 2  # when it begins and at its end, alone on the line
 
 
 @pytest.mark.parametrize("status", [502, 500, 0])
