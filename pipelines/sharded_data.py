@@ -1,12 +1,16 @@
 """The data's half of the pipeline, fanned out: for sources of many files that one machine would read for hours.
 
-    files ─ plan ─┬─ load ─ partition ─┐          ┌─ gather ─ clean ─ split ─ format ─ tokenize ─┐
-                  ├─ load ─ partition ─┼─ collect ┼─ gather ─ clean ─ split ─ format ─ tokenize ─┼─ gather
-                  └─ load ─ partition ─┘          └─ gather ─ clean ─ split ─ format ─ tokenize ─┘
+    files ─ plan ─┬─ load ─┐             ┌─ clean ─ split ─ format ─ tokenize ─┐
+                  ├─ load ─┼─ partition ─┼─ clean ─ split ─ format ─ tokenize ─┼─ gather
+                  └─ load ─┘             └─ clean ─ split ─ format ─ tokenize ─┘
 
 Rows with the same text meet in one partition, in the order of the files. So each partition is cleaned by itself and the
 rows that stay are those that Filter & Clean keeps of the whole. What needs rows to be compared with all others is done
 within a partition: near-duplicates, and the share of validation rows.
+
+All partitions lie in one artifact: KFP's backend hands only one element of a list of artifacts to the inside of a loop
+or of a nested pipeline (backend/src/v2/metadata/client.go, GetInputArtifactsByExecutionID), without an error. What is
+collected from a loop is whole for the cards beside it. Partition Rows and Gather refuse a list that is not.
 """
 
 from importlib.metadata import version
@@ -18,7 +22,6 @@ from llm_finetune.components.data.filter_clean.component import filter_clean
 from llm_finetune.components.data.format_sft.component import format_sft
 from llm_finetune.components.data.gather_shards.component import gather_shards
 from llm_finetune.components.data.load_dataset.component import load_dataset
-from llm_finetune.components.data.number_shards.component import number_shards
 from llm_finetune.components.data.partition_rows.component import partition_rows
 from llm_finetune.components.data.plan_shards.component import plan_shards
 from llm_finetune.components.data.train_val_split.component import train_val_split
@@ -44,19 +47,20 @@ class Data(NamedTuple):
 DATASETS = Data._fields
 
 
-def _partitions_to_tokens(cluster: Cluster) -> Any:
-    """Makes the inner pipeline, from partitions to tokens."""
+def _files_to_tokens(cluster: Cluster) -> Any:
+    """Makes the pipeline around both loops."""
     place = cluster.place
 
-    # KFP can't hand artifacts collected from one loop to the inside of another: a pipeline of its own can take them.
+    # As a pipeline of its own: KFP's local runner mixes up a loop's item with named outputs of tasks outside the loop.
     @dsl.pipeline(
-        name="llm-partitions",
-        display_name="Clean to tokens, per partition",
-        description="Cleans, splits, formats and tokenizes each partition by itself.",
+        name="llm-shards",
+        display_name="Files to tokens",
+        description="Loads each shard, deals the rows out to partitions, and turns each partition into tokens.",
     )
-    def partitions_to_tokens(
-        partitions: dsl.Input[list[dsl.Dataset]],
-        numbers: list[int],
+    def files_to_tokens(
+        files: list[dict],
+        names: list[str],
+        shards: int,
         hub_token_secret: str,
         object_store_secret: str,
         filter_settings: dict,
@@ -69,11 +73,12 @@ def _partitions_to_tokens(cluster: Cluster) -> Any:
         max_length: int,
         seed: int,
     ) -> Data:
-        """Cleans, splits, formats and tokenizes each partition by itself, and gathers what came out.
+        """Loads each shard, deals the rows out to partitions, and turns each partition into tokens.
 
         Args:
-            partitions: Of each shard of the source, its rows dealt out to partitions.
-            numbers: Numbers of the partitions.
+            files: Settings of Load Dataset for each shard.
+            names: Names of the shards.
+            shards: Number of partitions.
             hub_token_secret: Secret with the token of the Hub.
             object_store_secret: Secret with the keys of an object store.
             filter_settings: Settings of Filter & Clean.
@@ -90,10 +95,25 @@ def _partitions_to_tokens(cluster: Cluster) -> Any:
             The datasets of all partitions, in the order of their numbers.
         """
         chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
-        with dsl.ParallelFor(numbers, name="partitions") as number:
-            rows = gather_shards(shards=partitions, part=number, package_version=VERSION)
-            place(rows, "Gather Partition", "data")
-            clean = filter_clean(raw_dataset=rows.outputs["dataset"], settings=filter_settings, package_version=VERSION)
+        with dsl.ParallelFor(files, name="shards") as shard:
+            raw = load_dataset(source_type="jsonl_path", settings=shard, max_samples=0, package_version=VERSION)
+            place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
+            cluster.with_datasets(raw, chosen)
+        dealt = partition_rows(
+            shards=dsl.Collected(raw.outputs["raw_dataset"]),
+            planned=names,
+            parts=shards,
+            settings=filter_settings,
+            package_version=VERSION,
+        )
+        place(dealt, "Partition Rows", "data")
+        with dsl.ParallelFor(dealt.outputs["Output"], name="partitions") as partition:
+            clean = filter_clean(
+                raw_dataset=dealt.outputs["partitions"],
+                partition=partition,
+                settings=filter_settings,
+                package_version=VERSION,
+            )
             place(clean, "Filter & Clean", "data", retries=NETWORK_RETRIES)
             cluster.with_datasets(clean, chosen)
             split = train_val_split(
@@ -124,100 +144,21 @@ def _partitions_to_tokens(cluster: Cluster) -> Any:
             place(tokens, "Tokenize", "data", retries=NETWORK_RETRIES)
             cluster.with_data(cluster.with_hub(tokens, chosen))
 
-        def gathered(title: str, task: dsl.PipelineTask, output: str) -> dsl.PipelineTask:
-            whole = gather_shards(shards=dsl.Collected(task.outputs[output]), package_version=VERSION)
-            return place(whole, title, "data")
-
-        val_tokens = gather_shards(
-            shards=dsl.Collected(tokens.outputs["val_tokens"]),
-            row_of=dsl.Collected(sft.outputs["val_sft"]),
-            package_version=VERSION,
-        )
-        place(val_tokens, "Gather Validation Tokens", "data")
-        return Data(
-            gathered("Gather Clean Rows", clean, "clean_dataset").outputs["dataset"],
-            gathered("Gather Training Rows", sft, "train_sft").outputs["dataset"],
-            gathered("Gather Validation Rows", sft, "val_sft").outputs["dataset"],
-            gathered("Gather Training Tokens", tokens, "train_tokens").outputs["dataset"],
-            val_tokens.outputs["dataset"],
-        )
-
-    return partitions_to_tokens
-
-
-def _files_to_tokens(cluster: Cluster) -> Any:
-    """Makes the pipeline around it, from files to tokens."""
-    partitions_to_tokens = _partitions_to_tokens(cluster)
-
-    # As a pipeline of its own: KFP's local runner mixes up a loop's item with named outputs of tasks outside the loop.
-    @dsl.pipeline(
-        name="llm-shards",
-        display_name="Files to tokens",
-        description="Loads each shard and deals its rows out, then turns partitions into tokens.",
-    )
-    def files_to_tokens(
-        files: list[dict],
-        numbers: list[int],
-        shards: int,
-        hub_token_secret: str,
-        object_store_secret: str,
-        filter_settings: dict,
-        split_settings: dict,
-        format_settings: dict,
-        tokenize_settings: dict,
-        val_ratio: float,
-        template: str,
-        model_name: str,
-        max_length: int,
-        seed: int,
-    ) -> Data:
-        """Loads each shard and deals its rows out, then turns partitions into tokens.
-
-        Args:
-            files: Settings of Load Dataset for each shard.
-            numbers: Numbers of the partitions.
-            shards: How many there are.
-            hub_token_secret: Secret with the token of the Hub.
-            object_store_secret: Secret with the keys of an object store.
-            filter_settings: Settings of Filter & Clean.
-            split_settings: Settings of Train/Val Split.
-            format_settings: Settings of Format for SFT.
-            tokenize_settings: Settings of Tokenize.
-            val_ratio: Share of the rows kept for validation.
-            template: How a row becomes prompt and completion.
-            model_name: Base model whose tokenizer is used.
-            max_length: Most tokens in a row.
-            seed: Seed of split and packing.
-
-        Returns:
-            The datasets of all partitions, in the order of their numbers.
-        """
-        chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
-        with dsl.ParallelFor(files, name="shards") as shard:
-            raw = load_dataset(source_type="jsonl_path", settings=shard, max_samples=0, package_version=VERSION)
-            cluster.place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
-            cluster.with_datasets(raw, chosen)
-            dealt = partition_rows(
-                raw_dataset=raw.outputs["raw_dataset"], parts=shards, settings=filter_settings, package_version=VERSION
+        def gathered(title: str, task: dsl.PipelineTask, output: str) -> Any:
+            whole = gather_shards(
+                shards=dsl.Collected(task.outputs[output]),
+                partitions=dealt.outputs["Output"],
+                package_version=VERSION,
             )
-            cluster.place(dealt, "Partition Rows", "data")
-        tokens = partitions_to_tokens(
-            partitions=dsl.Collected(dealt.outputs["partitions"]),
-            numbers=numbers,
-            hub_token_secret=hub_token_secret,
-            object_store_secret=object_store_secret,
-            filter_settings=filter_settings,
-            split_settings=split_settings,
-            format_settings=format_settings,
-            tokenize_settings=tokenize_settings,
-            val_ratio=val_ratio,
-            template=template,
-            model_name=model_name,
-            max_length=max_length,
-            seed=seed,
+            return place(whole, title, "data").outputs["dataset"]
+
+        return Data(
+            gathered("Gather Clean Rows", clean, "clean_dataset"),
+            gathered("Gather Training Rows", sft, "train_sft"),
+            gathered("Gather Validation Rows", sft, "val_sft"),
+            gathered("Gather Training Tokens", tokens, "train_tokens"),
+            gathered("Gather Validation Tokens", tokens, "val_tokens"),
         )
-        tokens.set_display_name("Partitions to Tokens")
-        return Data(*(tokens.outputs[name] for name in DATASETS))
 
     return files_to_tokens
 
@@ -276,11 +217,9 @@ def sharded_data_pipeline(options: ClusterOptions) -> Any:
         )
         place(plan, "Plan Shards", "small", cached=False, retries=NETWORK_RETRIES)
         cluster.with_datasets(plan, checked.outputs)
-        numbers = number_shards(shards=shards, package_version=VERSION)
-        place(numbers, "Number Partitions", "small")
         tokens = files_to_tokens(
-            files=plan.output,
-            numbers=numbers.output,
+            files=plan.outputs["settings"],
+            names=plan.outputs["names"],
             shards=shards,
             hub_token_secret=checked.outputs["hub_token_secret"],
             object_store_secret=checked.outputs["object_store_secret"],

@@ -78,7 +78,7 @@ def lineage(
 
     Returns:
         `package_version`, `inputs` (name to content hash), `origin` (that of all inputs and the given one) and, where
-        given, `seed`.
+        given, `seed`; `part`, where the inputs are of one partition of a dataset.
     """
     known = {name: artifact for name, artifact in (inputs or {}).items() if artifact is not None}
     produced_by: dict[str, Any] = {
@@ -90,6 +90,9 @@ def lineage(
         produced_by["origin"] |= artifact.metadata.get("origin") or {}
     if seed is not None:
         produced_by["seed"] = seed
+    parts = {artifact.metadata["part"] for artifact in known.values() if "part" in artifact.metadata}
+    if len(parts) == 1:
+        produced_by["part"] = parts.pop()
     return produced_by
 
 

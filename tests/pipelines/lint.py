@@ -22,7 +22,14 @@ def lint(spec: dict[str, Any], platform: dict[str, Any] | None = None) -> list[s
         spec: The compiled PipelineSpec.
         platform: The document after it, with what every card asks of the cluster; None where there is none.
     """
-    checks = (undeclared_inputs, gates_on_named_outputs, long_arguments, unresolved_placeholders, numeric_gpu_counts)
+    checks = (
+        undeclared_inputs,
+        gates_on_named_outputs,
+        long_arguments,
+        unresolved_placeholders,
+        numeric_gpu_counts,
+        lists_from_graphs,
+    )
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
     of_both = (undeclared_cluster_inputs, sources_out_of_reach)
     return [
@@ -101,6 +108,24 @@ def numeric_gpu_counts(spec: dict[str, Any]) -> list[str]:
                 source = task["inputs"]["parameters"].get(parameter, {}).get("componentInputParameter", "")
                 if kinds.get(source, "STRING") != "STRING":
                     faults.append(f"{name}/{task_name}: the GPU count {source} is {kinds[source]}, not text")
+    return faults
+
+
+def lists_from_graphs(spec: dict[str, Any]) -> list[str]:
+    """A card takes a list of artifacts from an input of the graph around it: it gets one element, without an error.
+
+    The graph is a loop, a condition or a nested pipeline. Of such an input the backend keeps the last artifact alone
+    (backend/src/v2/metadata/client.go of KFP 2.17, GetInputArtifactsByExecutionID: `inputs[name] = …`). A list that a
+    task of the same graph has collected is whole (backend/src/v2/driver/resolve.go, CollectInputs).
+    """
+    faults = []
+    for name, _, task_name, task in _cards(spec):
+        declared = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {}).get("artifacts", {})
+        for artifact, source in task.get("inputs", {}).get("artifacts", {}).items():
+            if "componentInputArtifact" in source and declared[artifact].get("isArtifactList"):
+                faults.append(
+                    f"{name}/{task_name} takes the list {artifact} from an input of {name}; it gets one element"
+                )
     return faults
 
 

@@ -18,6 +18,18 @@ def decide() -> NamedTuple("Outputs", [("passed", bool)]):
 
 
 @dsl.component(base_image="python", install_kfp_package=False)
+def make(made: dsl.Output[dsl.Dataset], number: int = 0): ...
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def gather(all: dsl.Input[list[dsl.Dataset]], one: dsl.Output[dsl.Dataset], number: int = 0): ...
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def take(one: dsl.Input[dsl.Dataset], number: int = 0): ...
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
 def read(model_name: str = "", eval_sets: str = "") -> str:
     return model_name
 
@@ -77,6 +89,28 @@ def test_lint_finds_a_gpu_count_that_is_a_number(tmp_path):
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm")
 
     assert any("is NUMBER_INTEGER, not text" in fault for fault in lint(compiled(planted, tmp_path)))
+
+
+def test_lint_finds_a_list_of_artifacts_that_a_loop_or_a_nested_pipeline_takes(tmp_path):
+    @dsl.pipeline
+    def nested(all: dsl.Input[list[dsl.Dataset]]):
+        gather(all=all)
+        with dsl.ParallelFor([1, 2], name="inner") as number:
+            gather(all=all, number=number)
+
+    @dsl.pipeline
+    def planted():
+        with dsl.ParallelFor([1, 2], name="outer") as number:
+            made = make(number=number).outputs["made"]
+        whole = gather(all=dsl.Collected(made))
+        with dsl.ParallelFor([1, 2], name="later") as number:
+            take(one=whole.outputs["one"], number=number)
+        nested(all=dsl.Collected(made))
+
+    assert sorted(fault.partition("; ")[0] for fault in lint(compiled(planted, tmp_path))) == [
+        "comp-for-loop-2-2/gather-2 takes the list all from an input of comp-for-loop-2-2",
+        "comp-nested/gather takes the list all from an input of comp-nested",
+    ]
 
 
 def test_lint_finds_sources_that_a_card_can_not_reach(tmp_path):

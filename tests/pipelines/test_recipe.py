@@ -189,7 +189,7 @@ def test_a_cards_parameters_are_its_settings_with_the_same_defaults(card):
     plain = {
         name for name, spec in inputs.items() if "Artifact" not in str(spec.type) and "system." not in str(spec.type)
     }
-    assert plain - set(own) - {"plan"} == {"settings", "package_version"}
+    assert plain - set(own) - {"plan", "partition"} == {"settings", "package_version"}
 
 
 def test_every_parameter_goes_to_a_setting_that_exists():

@@ -5,7 +5,6 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import yaml
 from kfp import dsl, local
@@ -17,7 +16,6 @@ from llm_finetune.components.data.format_sft.component import format_sft
 from llm_finetune.components.data.gather_shards.component import gather_shards
 from llm_finetune.components.data.gather_shards.step import combined
 from llm_finetune.components.data.load_dataset.component import load_dataset
-from llm_finetune.components.data.number_shards.component import number_shards
 from llm_finetune.components.data.partition_rows.component import partition_rows
 from llm_finetune.components.data.plan_shards.component import plan_shards
 from llm_finetune.components.data.train_val_split.component import train_val_split
@@ -66,18 +64,21 @@ def rows_of(dataset: dsl.Dataset) -> list[str]:
 
 def fanned_out(source: Path, folder: Path, shards: int, settings: dict) -> list[list[dsl.Dataset]]:
     """Runs the cards in the order of the pipeline up to Filter & Clean; returns kept and dropped rows per partition."""
-    dealt = []
-    for number, planned in enumerate(plan_shards.python_func(f"{source}/*.jsonl", shards)):
+    planned, names = plan_shards.python_func(f"{source}/*.jsonl", shards)
+    raw = []
+    for number, files in enumerate(planned):
         place = folder / f"shard-{number}"
-        [raw] = ran(load_dataset, place, ["raw_dataset"], source_type="jsonl_path", settings=planned, max_samples=0)
-        dealt += ran(partition_rows, place, ["partitions"], raw_dataset=raw, parts=shards, settings=settings)
-    cleaned = []
-    for part in number_shards.python_func(shards):
-        place = folder / f"part-{part}"
-        [rows] = ran(gather_shards, place, ["dataset"], shards=dealt, part=part)
-        kept = ran(filter_clean, place, ["clean_dataset", "dropped_rows"], raw_dataset=rows, settings=settings)
-        cleaned.append(kept)
-    return cleaned
+        raw += ran(load_dataset, place, ["raw_dataset"], source_type="jsonl_path", settings=files, max_samples=0)
+    partitions = artifact(folder / "partitions")
+    dealt = partition_rows.python_func(
+        shards=raw, planned=names, partitions=partitions, parts=shards, settings=settings
+    )
+    assert sum(part["rows"] for part in dealt) == partitions.metadata["rows"] == FILES * ROWS
+    outputs = ["clean_dataset", "dropped_rows"]
+    return [
+        ran(filter_clean, folder / f"part-{number}", outputs, raw_dataset=partitions, partition=part, settings=settings)
+        for number, part in enumerate(dealt)
+    ]
 
 
 def single(source: Path, folder: Path, settings: dict) -> list[dsl.Dataset]:
@@ -100,64 +101,36 @@ def test_the_rows_that_stay_are_those_of_the_single_path(source, tmp_path, shard
 
 
 def test_files_are_dealt_out_in_order(source):
-    planned = plan_shards.python_func(f"{source}/*.jsonl", 2)
+    planned, names = plan_shards.python_func(f"{source}/*.jsonl", 2)
+    assert names == [f"{source}/part-0.jsonl and 2 more", f"{source}/part-3.jsonl and 1 more"]
     assert [[Path(file).name for file in shard["jsonl_path"].split("\n")] for shard in planned] == [
         ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"],
         ["part-3.jsonl", "part-4.jsonl"],
     ]
-    assert len(plan_shards.python_func(f"{source}/*.jsonl", 9)) == FILES
+    assert [len(planned) for planned in plan_shards.python_func(f"{source}/*.jsonl", 9)] == [FILES, FILES]
 
 
 def test_a_shard_whose_files_have_changed_is_another_input(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text('{"x": 1}\n')
-    before = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
-    assert plan_shards.python_func(f"{tmp_path}/*.jsonl", 2) == before
+    before, names = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
+    assert plan_shards.python_func(f"{tmp_path}/*.jsonl", 2) == (before, names)
     (tmp_path / "b.jsonl").write_text('{"x": 22}\n')
-    after = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
+    after, _ = plan_shards.python_func(f"{tmp_path}/*.jsonl", 2)
     assert after[0] == before[0] and after[1] != before[1]
     assert after[1]["jsonl_path"] == before[1]["jsonl_path"]
 
 
-def test_mistakes_end_with_a_message(source, tmp_path, capsys):
-    def refused(card, *arguments, **named):
+def test_mistakes_of_planning_end_with_a_message(source, capsys):
+    def refused(*arguments):
         with pytest.raises(SystemExit):
-            card.python_func(*arguments, **named)
+            plan_shards.python_func(*arguments)
         return capsys.readouterr().err
 
-    assert "at least one is needed" in refused(plan_shards, f"{source}/*.jsonl", 0)
-    assert "on both sides of the split" in refused(plan_shards, f"{source}/*.jsonl", 2, {"group_key": "user"})
-    assert "matches no file" in refused(plan_shards, f"{source}/*.csv", 2)
-    shards = []
-    for name, table in (("a", pa.table({"x": [1]})), ("b", pa.table({"y": [1]}))):
-        with tables.ShardWriter(tmp_path / name, table.schema) as writer:
-            writer.write(table)
-        shards.append(artifact(tmp_path / name))
-    assert "do not have the same columns" in refused(gather_shards, shards, artifact(tmp_path / "out"))
-    assert "1 to 128 are possible" in refused(partition_rows, shards[0], artifact(tmp_path / "out"), 0)
-    assert not (tmp_path / "out").exists()
-
-
-def test_row_numbers_go_on_over_the_shards_and_what_lies_beside_is_kept(tmp_path):
-    tokens, texts = [], []
-    for shard, rows in enumerate(([0, 2], [1])):
-        token_table = pa.table({"input_ids": [[shard, row] for row in rows], "row": pa.array(rows, pa.int64())})
-        for kind, table, made in (("tokens", token_table, tokens), ("sft", pa.table({"prompt": ["p"] * 3}), texts)):
-            with tables.ShardWriter(tmp_path / f"{kind}-{shard}", table.schema) as writer:
-                writer.write(table)
-                (writer.folder / "tokenizer").mkdir()
-                (writer.folder / "tokenizer" / "tokenizer.json").write_text("{}")
-            made.append(artifact(tmp_path / f"{kind}-{shard}"))
-            made[-1].metadata.update(tokens=4, tokenizer="t", fill=0.5 + shard)
-    [gathered] = ran(gather_shards, tmp_path / "all", ["dataset"], shards=tokens, row_of=texts)
-    assert tables.head(gathered.path, 9).to_pylist() == [
-        {"input_ids": [0, 0], "row": 0},
-        {"input_ids": [0, 2], "row": 2},
-        {"input_ids": [1, 1], "row": 4},
-    ]
-    assert (Path(gathered.path) / "tokenizer" / "tokenizer.json").exists()
-    metadata = gathered.metadata
-    assert (metadata["tokens"], metadata["tokenizer"], metadata["rows"], "fill" in metadata) == (8, "t", 3, False)
+    assert "1 to 48 are possible" in refused(f"{source}/*.jsonl", 0)
+    assert "1 to 48 are possible" in refused(f"{source}/*.jsonl", 49)
+    assert "on both sides of the split" in refused(f"{source}/*.jsonl", 2, {"group_key": "user"})
+    assert "matches no file" in refused(f"{source}/*.csv", 2)
 
 
 def test_the_pipeline_compiles_without_fault_and_takes_the_shard_count_when_it_runs(tmp_path):
@@ -191,6 +164,11 @@ def test_kfp_runs_it_here_and_the_tokens_are_those_of_the_single_path(source, tm
     sharded_data = sharded_data_pipeline(ClusterOptions(load_online=False))
     task = sharded_data(files=f"{source}/*.jsonl", shards=2, model_name=model, max_length=256)
     clean, train_sft, val_sft, *tokens = (task.outputs[name] for name in DATASETS)
+    facts = [made.metadata for made in (clean, train_sft, val_sft, *tokens)]
+    assert facts[0]["rows_in"] == FILES * ROWS == facts[0]["rows"] + sum(facts[0]["dropped"].values())
+    assert facts[0]["rows"] == facts[1]["rows_in"] + facts[2]["rows_in"]
+    assert [facts[3]["documents"], facts[4]["documents"]] == [facts[1]["rows"], facts[2]["rows"]]
+    assert clean.metadata["origin"]["dataset_rows"] == FILES * ROWS
 
     kept, _ = single(source, tmp_path / "single", {})
     assert Counter(rows_of(clean)) == Counter(rows_of(kept))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.shared import tables
+from llm_finetune.components.shared.errors import UserError
 
 Metadata = Mapping[str, Any]
 
@@ -36,10 +37,15 @@ def steps(paths: Mapping[str, str | Path], metadata: Mapping[str, Metadata]) -> 
 
     Returns:
         The cards in order. Training and validation rows are counted together.
+
+    Raises:
+        UserError: If a card has read other rows than the one before has written.
     """
-    raw, clean, *splits = (tables.count_rows(paths[name]) for name in
-                           ("raw_dataset", "clean_dataset", "train_dataset", "val_dataset"))  # fmt: skip
-    formatted = sum(tables.count_rows(paths[name]) for name in ("train_sft", "val_sft"))
+    rows = {name: tables.count_rows(path) for name, path in paths.items()}
+    _check_chain(rows, metadata)
+    raw, clean = rows["raw_dataset"], rows["clean_dataset"]
+    splits = [rows["train_dataset"], rows["val_dataset"]]
+    formatted = rows["train_sft"] + rows["val_sft"]
     tokens = [metadata["train_tokens"], metadata["val_tokens"]]
     too_long = _sum(tokens, "dropped_overlength")
     prompt_only = _sum(tokens, "dropped_prompt_only")
@@ -90,6 +96,24 @@ def leakage_table(metadata: Mapping[str, Metadata]) -> list[list[Any]]:
         for name, count in measured.items()
         if isinstance(count, int | float)
     ]
+
+
+def _check_chain(rows: Mapping[str, int], metadata: Mapping[str, Metadata]) -> None:
+    """Refuses datasets of which one was made from other rows than the one before it holds."""
+    links = [("raw_dataset", "clean_dataset", "rows_in")]
+    for split in ("train", "val"):
+        links += [
+            ("clean_dataset", f"{split}_dataset", "rows_in"),
+            (f"{split}_dataset", f"{split}_sft", "rows_in"),
+            (f"{split}_sft", f"{split}_tokens", "documents"),
+        ]
+    for before, after, name in links:
+        read = metadata[after].get(name)
+        if read is not None and int(read) != rows[before]:
+            raise UserError(
+                f"{after} was made from {int(read):,} rows, and {before} has {rows[before]:,}: rows were lost between "
+                "the two, or they are not of one run. Give the report the datasets of one run"
+            )
 
 
 def _skipped(metadata: Mapping[str, Metadata]) -> dict[str, int]:

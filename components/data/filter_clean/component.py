@@ -26,6 +26,7 @@ def filter_clean(
     pii: str = "report",
     phone_region: str = "US",
     chat_key: str = "",
+    partition: dict = {},
     settings: dict = {},
     package_version: str = "",
 ):
@@ -66,17 +67,21 @@ def filter_clean(
             column.
         phone_region: Country whose phone numbers may stand without a country code, as two letters.
         chat_key: Column with a list of messages (role, content), for data that already is conversations.
+        partition: Partition of the rows to read, an item of what Partition Rows returns; empty for all rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     arguments = locals()
     from llm_finetune.components.data.filter_clean import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.partitions import chosen_rows
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
-        facts = step.filter_clean(raw_dataset.path, clean_dataset.path, dropped_rows.path, preview.path, chosen)
+        rows = chosen_rows("raw_dataset", raw_dataset, partition)
+        facts = step.filter_clean(rows, clean_dataset.path, dropped_rows.path, preview.path, chosen)
         origin = {name: raw_dataset.metadata.get(name, "") for name in ("source", "revision")}
-        produced_by = origin | lineage({"raw_dataset": raw_dataset})
+        part = {"part": int(partition["part"])} if partition else {}
+        produced_by = origin | part | lineage({"raw_dataset": raw_dataset})
         clean_dataset.metadata.update(facts.metadata() | produced_by)
         dropped_rows.metadata.update(facts.dropped_metadata() | produced_by)

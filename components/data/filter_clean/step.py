@@ -17,6 +17,7 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.layouts import Mixture, layout_of, recognised
 from llm_finetune.components.shared.pii import PersonalData
+from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.text import check_columns
 
 
@@ -105,6 +106,7 @@ def filter_clean(
                 dropped.write(bad)
         if not kept.rows:
             raise UserError(_nothing_left(tally, fields))
+        check_accounted("Filter & Clean", tables.count_rows(raw_dataset), kept.rows, tally.dropped)
     facts = Facts(
         rows=kept.rows,
         rows_in=tally.rows_in,

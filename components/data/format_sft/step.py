@@ -19,6 +19,7 @@ from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.layouts import layout_of, recognised
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.settings import listed
 from llm_finetune.components.shared.text import check_columns
 
@@ -34,6 +35,7 @@ class Facts:
 
     Attributes:
         rows: Rows written.
+        rows_in: Rows read.
         skipped: Rows that were left out, by reason.
         unused_input: Rows whose input the template does not show.
         layout: Name of the layout that the rows were in.
@@ -44,6 +46,7 @@ class Facts:
     """
 
     rows: int
+    rows_in: int
     skipped: dict[str, int]
     unused_input: int
     layout: str
@@ -123,9 +126,11 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout
             raise UserError(
                 f"no {split} row can be used: {_counts(skipped)}. Check that {', '.join(form.columns)} hold the text"
             )
+        check_accounted("Format for SFT", tables.count_rows(dataset), writer.rows, skipped)
         template_hash = _write_format(writer.folder, form, settings)
     return Facts(
         rows=writer.rows,
+        rows_in=writer.rows + skipped.total(),
         skipped=dict(skipped),
         unused_input=unused_input,
         layout=layout,

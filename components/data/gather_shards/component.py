@@ -1,6 +1,6 @@
-"""Gather Shards: several datasets as one."""
+"""Gather Shards: the datasets of all partitions as one."""
 
-from typing import List, Optional
+from typing import List
 
 from kfp import dsl
 
@@ -10,26 +10,30 @@ from llm_finetune.components.shared.images import data_component
 @data_component()
 def gather_shards(
     shards: dsl.Input[List[dsl.Dataset]],
+    partitions: List[dict],
     dataset: dsl.Output[dsl.Dataset],
-    row_of: Optional[dsl.Input[List[dsl.Dataset]]] = None,
-    part: int = -1,
     package_version: str = "",
 ):
     """Puts datasets with the same columns behind one another.
 
+    The column `row` of tokens, which numbers the rows of their texts, goes on from one dataset to the next.
+
     Args:
-        shards: The datasets, in order.
+        shards: What became of each partition.
+        partitions: All partitions, as Partition Rows returns them: exactly these must be there.
         dataset: Their rows, and the files that lie beside those of the first one (tokenizer, format, chat template).
-        row_of: Datasets, one per shard, whose rows the column `row` of the shards numbers; the numbers become those of
-            these datasets gathered.
-        part: Partition to take of each shard, where Partition Rows has written them; -1 takes the shards themselves.
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     from llm_finetune.components.data.gather_shards import step
+    from llm_finetune.components.shared import rows
     from llm_finetune.components.shared.card import card, lineage
 
     with card(package_version):
-        numbered = [other.path for other in row_of] if row_of else []
-        facts = step.gather_shards([shard.path for shard in shards], dataset.path, int(part), numbered)
-        inputs = {f"shard_{number}": shard for number, shard in enumerate(shards)}
-        dataset.metadata.update(step.combined([shard.metadata for shard in shards]) | facts | lineage(inputs))
+        planned, arrived = step.numbers(partitions), step.numbers([shard.metadata for shard in shards])
+        order = rows.planned_order("partition", planned, arrived)
+        inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
+        rows.check_whole(inputs)
+        metadata = [shard.metadata for shard in inputs.values()]
+        facts = step.gather_shards([shard.path for shard in inputs.values()], dataset.path, step.numbered(metadata))
+        dataset.metadata.update(step.combined(metadata) | facts | lineage(inputs))
+        dataset.metadata.pop("part", None)

@@ -1,51 +1,62 @@
 """Puts datasets behind one another."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.partition_rows.step import part_of
+from llm_finetune.components.data.gather_shards.joined import common_schema, rows_of
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.rows import check_accounted
 
 ROW = "row"
 
 
-def gather_shards(
-    shards: Sequence[str | Path], dataset: str | Path, part: int = -1, row_of: Sequence[str | Path] = ()
-) -> dict[str, Any]:
+def gather_shards(shards: Sequence[str | Path], dataset: str | Path, numbered: Sequence[int] = ()) -> dict[str, Any]:
     """Writes the rows of all shards, in order, as one dataset.
 
     Args:
         shards: Folders of the datasets.
         dataset: Folder to write.
-        part: Partition to take of each; -1 takes the datasets themselves.
-        row_of: Datasets that the shards' column `row` numbers the rows of.
+        numbered: How many rows of other datasets the shards' column `row` numbers, per shard; empty where it does not.
 
     Returns:
         `rows`, `columns` and `content_hash` for the artifact's metadata.
 
     Raises:
-        UserError: If a column differs between the shards, or there is no row at all.
+        UserError: If a column differs between the shards.
     """
-    folders = [part_of(shard, part) if part >= 0 else Path(shard) for shard in shards]
-    schema = _common_schema([tables.schema(folder) for folder in folders])
-    shifts = [0]
-    for other in row_of:
-        shifts.append(shifts[-1] + tables.count_rows(other))
+    schema = common_schema(shards)
+    shifts = [0, *accumulate(numbered)]
     with tables.ShardWriter(dataset, schema) as writer:
-        for number, folder in enumerate(folders):
-            for batch in _rows(folder, schema):
-                writer.write(_shifted(batch, shifts[number]) if row_of else batch)
-        if not writer.rows:
-            raise UserError(f"{len(folders)} shards were gathered, and none of them has a row; use fewer shards")
-        _copy_beside(folders[0], writer.folder)
+        for number, shard in enumerate(shards):
+            for batch in tables.read_ahead(rows_of(shard, schema)):
+                writer.write(_shifted(batch, shifts[number]) if numbered else batch)
+        check_accounted("Gather Shards", sum(tables.count_rows(shard) for shard in shards), writer.rows)
+        _copy_beside(Path(shards[0]), writer.folder)
     return {"rows": writer.rows, "columns": schema.names, "content_hash": content_hash(dataset)}
+
+
+def numbers(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the numbers of partitions, or of what became of them, as text; empty for what has none."""
+    # Numbers that travelled through JSON come back as floats.
+    return [str(int(part["part"])) if "part" in part else "" for part in parts]
+
+
+def numbered(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns how many rows of the texts the column `row` of tokens numbers; nothing for other datasets.
+
+    Args:
+        metadata: That of each shard. Packed tokens have no such column.
+    """
+    if any("documents" not in shard or shard.get("packing") for shard in metadata):
+        return []
+    return [int(shard["documents"]) for shard in metadata]
 
 
 def combined(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -63,8 +74,9 @@ def combined(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name in _COUNTS:
             facts[name] = sum(int(value or 0) for value in values)
         elif name in _COUNTS_BY_REASON:
-            reasons = dict.fromkeys(reason for value in values for reason in value or {})
-            facts[name] = {reason: sum(int((value or {}).get(reason, 0)) for value in values) for reason in reasons}
+            counts = [_mapping(value) for value in values]
+            reasons = dict.fromkeys(reason for count in counts for reason in count)
+            facts[name] = {reason: sum(int(count.get(reason, 0)) for count in counts) for reason in reasons}
         elif all(value == values[0] for value in values):
             facts[name] = values[0]
     return facts
@@ -85,22 +97,9 @@ _COUNTS = (
 _COUNTS_BY_REASON = ("dropped", "skipped", "personal_data", "converted")
 
 
-def _common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    try:
-        # A column that is null throughout one shard has no type there.
-        return pa.unify_schemas([schema.remove_metadata() for schema in schemas])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(
-            f"the shards do not have the same columns: {error}. Every file must have the same ones"
-        ) from None
-
-
-def _rows(folder: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in tables.read_ahead(tables.batches(folder)):
-        if batch.schema.names != schema.names:
-            columns = f"{', '.join(batch.schema.names)} and {', '.join(schema.names)}"
-            raise UserError(f"the shards do not have the same columns: {columns}")
-        yield batch.cast(schema)
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Returns a mapping as it was recorded: KFP's metadata store hands it over as `{"struct": {…}}`."""
+    return (value or {}).get("struct", value or {})
 
 
 def _shifted(batch: pa.RecordBatch, shift: int) -> pa.RecordBatch:

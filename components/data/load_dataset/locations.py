@@ -36,6 +36,11 @@ def files(text: str) -> list[Source]:
     return named
 
 
+def name(found: list[Source]) -> str:
+    """Returns what files read together are called in messages and lineage: the first one, and how many more."""
+    return found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1:,} more"
+
+
 def etag(found: list[Source]) -> str:
     """Returns what tells files from what they were before: the ETag of one, a hash over those of several.
 

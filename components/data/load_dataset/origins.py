@@ -85,8 +85,7 @@ class Files:
             raise UserError(
                 f"sha256 has {len(self._checksums)} checksums for {len(self._files)} files; give one for each, in order"
             )
-        first = self._files[0].name
-        self.name = first if len(self._files) == 1 else f"{first} and {len(self._files) - 1:,} more"
+        self.name = locations.name(self._files)
         self._names = distinct([file.name for file in self._files])
         self._revisions: dict[str, str] = {}
         self.rows_by_file: dict[str, int] = {}

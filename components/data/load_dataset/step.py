@@ -18,6 +18,7 @@ from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.rows import check_accounted
 
 UNKNOWN = "unknown"
 SHOWN_ROWS = 20
@@ -89,6 +90,8 @@ def _load_one(folder: Path, settings: Settings, scratch: Path) -> tuple[Facts, d
         _write(folder, sampling.chosen(scratch / "all", settings.max_samples, settings.seed), origin.name)
     else:
         keep(origin, folder, settings.max_samples)
+    if origin.rows_by_file and not settings.max_samples:
+        check_accounted("Load Dataset", sum(origin.rows_by_file.values()), tables.count_rows(folder))
     licence = settings.licence or origin.licence or UNKNOWN
     return _facts(folder, origin.name, origin.revision, licence, []), origin.rows_by_file
 

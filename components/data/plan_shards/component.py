@@ -1,12 +1,14 @@
 """Plan Shards: which files of a source are read together."""
 
-from typing import List
+from typing import List, NamedTuple
 
 from llm_finetune.components.shared.images import data_component
 
 
 @data_component()
-def plan_shards(files: str, shards: int, split_settings: dict = {}, package_version: str = "") -> List[dict]:
+def plan_shards(files: str, shards: int, split_settings: dict = {}, package_version: str = "") -> NamedTuple(
+    "Plan", [("settings", List[dict]), ("names", List[str])]
+):
     """Deals the files of a source out to shards, in order and as evenly as whole files allow.
 
     Args:
@@ -16,7 +18,8 @@ def plan_shards(files: str, shards: int, split_settings: dict = {}, package_vers
         package_version: Version that compiled the pipeline; the step refuses another one.
 
     Returns:
-        For each shard its files and what they hold now, as settings of Load Dataset.
+        For each shard its files and what they hold now, as settings of Load Dataset, and the name of those files, by
+        which Partition Rows knows whether all have arrived.
     """
     from llm_finetune.components.data.plan_shards import step
     from llm_finetune.components.shared.card import card

@@ -6,11 +6,17 @@ from typing import Any
 
 from llm_finetune.components.data.load_dataset.locations import etag
 from llm_finetune.components.data.load_dataset.locations import files as files_of
+from llm_finetune.components.data.load_dataset.locations import name as name_of
 from llm_finetune.components.shared.errors import UserError
 
+MOST_SHARDS = 48
+"""KFP gives a card all its inputs as one argument, which has 128 KiB at most; an artifact takes 1 to 2 of them."""
 
-def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
-    """Returns settings of Load Dataset for each shard: its files, one below the other, and what they hold now.
+
+def plan_shards(
+    files: str, shards: int, split_settings: Mapping[str, Any] | None = None
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Returns what Load Dataset shall read for each shard.
 
     Five files for two shards: the first three, then the other two. The order is kept, so that of rows which are the
     same the first one is the first one of the whole source.
@@ -21,10 +27,12 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
         split_settings: Settings of Train/Val Split.
 
     Returns:
-        Per shard `jsonl_path`, and `etag`, which tells them from what they were before.
+        Per shard settings of Load Dataset (`jsonl_path`, its files, one below the other, and `etag`, which tells them
+        from what they were before), and the `source` that Load Dataset will record of it.
 
     Raises:
-        UserError: If a pattern matches nothing, there would be no shard, or a group of rows is to stay together.
+        UserError: If a pattern matches nothing, the number of shards is impossible, or a group of rows is to stay
+            together.
     """
     group_key = (split_settings or {}).get("group_key", "")
     if group_key:
@@ -32,16 +40,12 @@ def plan_shards(files: str, shards: int, split_settings: Mapping[str, Any] | Non
             f"group_key = {group_key!r}: rows are dealt out by their text, so that a group would lie in several "
             "partitions and on both sides of the split. Use the single path, or leave group_key empty"
         )
-    if shards < 1:
-        raise UserError(f"shards = {shards}: at least one is needed")
+    if not 1 <= shards <= MOST_SHARDS:
+        raise UserError(f"shards = {shards}: 1 to {MOST_SHARDS} are possible")
     found = files_of(files)
     count = min(shards, len(found))
     edges = [-(-i * len(found) // count) for i in range(count + 1)]
     print(f"{len(found):,} files in {count:,} shards")
-    return [
-        {
-            "jsonl_path": "\n".join(file.location for file in found[begin:end]),
-            "etag": etag(found[begin:end]),
-        }
-        for begin, end in pairwise(edges)
-    ]
+    parts = [found[begin:end] for begin, end in pairwise(edges)]
+    settings = [{"jsonl_path": "\n".join(file.location for file in part), "etag": etag(part)} for part in parts]
+    return settings, [name_of(part) for part in parts]

@@ -50,8 +50,10 @@ def train_val_split(
     arguments = locals()
     from llm_finetune.components.data.train_val_split import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.rows import check_whole
 
     with card(package_version):
+        check_whole({"clean_dataset": clean_dataset})
         chosen = step.Settings.of(arguments)
         facts = step.train_val_split(clean_dataset.path, train_dataset.path, val_dataset.path, preview.path, chosen)
         origin = {name: clean_dataset.metadata.get(name, "") for name in ("source", "revision")}

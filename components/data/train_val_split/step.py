@@ -16,6 +16,7 @@ from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.layouts import recognised
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.text import check_columns
 
 SHOWN_STRATA = 50
@@ -76,6 +77,7 @@ class Facts:
         return {
             "split": split,
             "rows": rows,
+            "rows_in": self.train_rows + self.val_rows,
             "share": rows / (self.train_rows + self.val_rows),
             "columns": self.columns,
             "leakage": asdict(self.leakage),
@@ -123,6 +125,8 @@ def train_val_split(
         labels = groups.labels(rows)
         is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed, rows.strata)
         shuffle.write([train_dataset, val_dataset], is_val)
+    written = tables.count_rows(train_dataset) + tables.count_rows(val_dataset)
+    check_accounted("Train/Val Split", tables.count_rows(clean_dataset), written)
     sizes = np.bincount(labels)
     facts = Facts(
         train_rows=int(len(is_val) - is_val.sum()),

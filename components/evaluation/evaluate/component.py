@@ -91,8 +91,10 @@ def evaluate(
     from llm_finetune.components.evaluation.evaluate import step
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.files import content_hash, write_text
+    from llm_finetune.components.shared.rows import check_whole
 
     with card(package_version):
+        check_whole({"val_tokens": val_tokens, "val_sft": val_sft, "train_tokens": train_tokens})
         chosen = step.Settings.of(arguments)
         evaluation = step.evaluate(
             model_config.path,

@@ -46,9 +46,11 @@ def tokenize(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.rows import check_whole
     from llm_finetune.components.tokens.tokenize import step, vocabulary
 
     with card(package_version):
+        check_whole({"train_sft": train_sft, "val_sft": val_sft})
         vocabulary.leave_torch_out()
         train, val = step.tokenize(
             train_sft.path,

@@ -15,6 +15,7 @@ from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.tokens.tokenize.documents import Documents, joined, tokenized
 from llm_finetune.components.tokens.tokenize.packing import pack
 from llm_finetune.components.tokens.tokenize.settings import Settings
@@ -147,14 +148,18 @@ def _tokenize_split(
     facts = SplitFacts()
     columns = [("input_ids", TOKENS), ("labels", TOKENS), ("seq_lengths", TOKENS) if packing else ("row", pa.int64())]
     documents = tokenized(source, split, vocabulary, settings.train_on == "all")
+    written = 0
     with tables.ShardWriter(target, pa.schema(columns)) as writer:
         for window in _windows(_fitting(documents, facts, settings, split)):
             if packing:
-                _write_packed(writer, window, settings)
+                written += _write_packed(writer, window, settings)
             else:
                 writer.write(_batch(writer, window.input_ids, window.labels, window.row))
+                written += len(window.row)
         if not writer.rows:
             raise UserError(_nothing_left(split, facts, settings))
+        dropped = {"too long": facts.dropped_overlength, "prompt too long": facts.dropped_prompt_only}
+        check_accounted("Tokenize", tables.count_rows(source), written, dropped)
         vocabulary.tokenizer.save_pretrained(writer.folder / "tokenizer")
     facts.rows = writer.rows
     facts.fill = round(facts.tokens / (facts.rows * (settings.max_length if packing else facts.longest)), 4)
@@ -206,7 +211,8 @@ def _windows(documents: Iterator[Documents]) -> Iterator[Documents]:
         yield joined(window)
 
 
-def _write_packed(writer: tables.ShardWriter, window: Documents, settings: Settings) -> None:
+def _write_packed(writer: tables.ShardWriter, window: Documents, settings: Settings) -> int:
+    """Writes the documents of a window in packed rows, and returns how many there are in these."""
     lengths = window.lengths
     rows = pack(lengths.tolist(), settings.max_length)
     random.Random(settings.seed).shuffle(rows)  # best fit puts the longest documents first
@@ -216,6 +222,7 @@ def _write_packed(writer: tables.ShardWriter, window: Documents, settings: Setti
     in_order = window.of(order)
     ids, labels = (_lists(tokens, column.flatten()) for column in (in_order.input_ids, in_order.labels))
     writer.write(_batch(writer, ids, labels, _lists(documents, pa.array(lengths[order].astype(np.int32)))))
+    return len(order)
 
 
 def _batch(writer: tables.ShardWriter, *columns: pa.Array) -> pa.RecordBatch:

@@ -83,9 +83,11 @@ def finetune_lora(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage, write_metrics
+    from llm_finetune.components.shared.rows import check_whole
     from llm_finetune.components.training.finetune_lora import step
 
     with card(package_version):
+        check_whole({"train_tokens": train_tokens, "val_tokens": val_tokens})
         chosen = step.Settings.of(arguments)
         produced_by = lineage(
             {name: arguments[name] for name in ("model_config", "lora_config", "train_tokens", "val_tokens")},

@@ -106,6 +106,27 @@ def test_the_funnel_accounts_for_every_row(artifacts):
     assert way[1].lost == {"no reason on record": 5}
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        (
+            "clean_dataset",
+            {"rows_in": 60},
+            "clean_dataset was made from 60 rows, and raw_dataset has 49: rows were lost",
+        ),
+        ("val_dataset", {"rows_in": 43}, "val_dataset was made from 43 rows, and clean_dataset has 44: rows were lost"),
+        ("train_sft", {"rows_in": 1000}, "train_sft was made from 1,000 rows, and train_dataset has "),
+        ("val_tokens", {"documents": 2}, "val_tokens was made from 2 rows, and val_sft has "),
+    ],
+)
+def test_a_path_that_does_not_close_is_refused(artifacts, name, wrong, message):
+    metadata = {n: a.metadata for n, a in artifacts.items()}
+    metadata[name] = metadata[name] | wrong
+    with pytest.raises(UserError) as error:
+        steps({n: a.path for n, a in artifacts.items()}, metadata)
+    assert message in str(error.value)
+
+
 def test_a_dataset_in_figures(artifacts):
     found = profile(artifacts["raw_dataset"].path, step.Settings())
     assert (found.rows, found.empty_outputs, found.layout) == (49, 1, "instruction")

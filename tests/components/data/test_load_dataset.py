@@ -113,6 +113,7 @@ def test_defaults_of_the_card_are_those_of_its_settings(name):
     face = getattr(importlib.import_module(f"{package}.component"), name).python_func
     defaults = {key: p.default for key, p in inspect.signature(face).parameters.items() if p.default is not p.empty}
     assert defaults.pop("settings") == {} and defaults.pop("package_version") == ""
+    assert defaults.pop("partition", {}) == {}
     fields = importlib.import_module(f"{package}.step").Settings.model_fields
     assert defaults == {key: field.default for key, field in fields.items()}
 
