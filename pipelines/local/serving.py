@@ -58,6 +58,8 @@ def show_deployment(console: Console, info: dict[str, Any]) -> None:
     """Prints where a deployment answers, what it has answered, and how to ask it."""
     by = str(info.get("server", info["target"]))
     console.print(Text.assemble("Served by ", (by, "bold"), f" at {info['base_url']}"), soft_wrap=True)
+    if info.get("answers"):
+        console.print(Text(f"Asked from: {info['asked']}"), soft_wrap=True)
     for answer in info.get("answers", []):
         console.print(Text(f"asked:    {answer['prompt']}"), soft_wrap=True)
         console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)

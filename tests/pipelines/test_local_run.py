@@ -14,6 +14,8 @@ import psutil
 import pytest
 from local_user import COMMAND, RUN, recipe, rows, run, user_folder
 
+from llm_finetune.components.shared import tables
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -65,6 +67,17 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)
+    assert "Asked from: validation rows" in whole.stdout
+    asked = re.findall(r"^asked:    system: Repeat the number\n\nuser: number (\d+)$", whole.stdout, re.MULTILINE)
+    folder = next((place / "runs").glob("20*"))
+    (val,) = {path.name: path for path in folder.glob("artifacts/**/val_sft")}.values()
+    prompts = [row["prompt"] for row in tables.head(val, 2).to_pylist()]
+    assert [f'Do "Repeat the number":\nnumber {number}\n\n' for number in asked] == prompts
+    assert f'"content": "number {asked[0]}"' in whole.stdout
+    (exported,) = {path.name: path for path in folder.glob("artifacts/**/merged_model")}.values()
+    assert not any(
+        b"number " + number.encode() in path.read_bytes() for number in asked for path in exported.glob("*.json")
+    )
     assert whole.answer["choices"][0]["message"]["role"] == "assistant"
     assert whole.stdout.strip().endswith("stopping the server")
     assert processes_of(place / "runs") == []
