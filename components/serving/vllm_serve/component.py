@@ -53,7 +53,8 @@ def vllm_serve(
     Args:
         merged_model: The model in Hugging Face layout (Merge & Export).
         eval_report: Figures of Evaluate, whose file holds validation rows to ask the model.
-        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, answers.
+        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, where
+            the questions come from, answers.
         deployment_page: The same to look at.
         deployment_name: Name of the deployment, and the model name that clients ask for.
         port: Port on this machine with target local; 0 takes a free one. Unused on a cluster.

@@ -137,7 +137,7 @@ def _models(port: int, found: dict[str, str]) -> str:
 
 
 def _shown(processes: Collection[int]) -> str:
-    return ", ".join(map(_process, sorted(processes))) or "a process of another user"
+    return ", ".join(map(_process, sorted(processes))) or "a process of another user or container"
 
 
 def _process(number: int) -> str:

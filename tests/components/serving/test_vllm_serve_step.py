@@ -100,6 +100,19 @@ def test_manifest_target_gives_yaml_and_deploys_nothing(folder: Path, tmp_path: 
     assert again == facts
 
 
+def test_the_rows_that_are_asked_do_not_reach_the_metadata_store(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Where does Ada live?"}], "reference": "12 Elm St"}]
+    (tmp_path / "report").write_text(json.dumps({"questions": rows}))
+    model = dsl.Model(uri="s3://b/run/model", metadata={"content_hash": "sha256:1"})
+    report = dsl.Metrics(uri=str(tmp_path / "report"), metadata={"content_hash": "sha256:2"})
+    info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
+    component.vllm_serve.python_func(model, report, info, page, target="manifest")
+    assert "Where does Ada live?" in json.loads(Path(info.path).read_text())["example_curl"]
+    assert "Where does Ada live?" in Path(page.path).read_text()
+    assert "Ada" not in json.dumps(info.metadata) and info.metadata["asked"] == "validation rows"
+    assert info.metadata["inputs"] == {"merged_model": "sha256:1", "eval_report": "sha256:2"}
+
+
 def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
     settings = step.Settings(target="manifest", storage_uri="s3://models/address")
     # The artifact lies in a store of its own; how to reach that one says nothing about the copy.
