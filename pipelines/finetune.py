@@ -185,7 +185,11 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                     **given("merge_export"),
                 )
                 place(merged, "Merge & Export", "train")
-                served = vllm_serve(merged_model=merged.outputs["merged_model"], **given("vllm_serve"))
+                served = vllm_serve(
+                    merged_model=merged.outputs["merged_model"],
+                    eval_report=eval_report.outputs["eval_report"],
+                    **given("vllm_serve"),
+                )
                 place(served, "vLLM Serve", "small", cached=False)
             for task in (base, merged):
                 cluster.with_model_cache(task, chosen)

@@ -15,7 +15,12 @@ from llm_finetune.components.shared import supervisor
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, owner: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    log: Path,
+    owner: int,
+    descriptors: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
     """Starts a command in a process group of its own, under a supervisor.
 
@@ -25,13 +30,14 @@ def start(
         folder: Its working directory.
         log: File for everything that it prints; replaced.
         owner: Process whose end ends the command; 0 for none.
+        descriptors: Open files that the supervisor keeps open as long as it runs; the command does not get them.
 
     Returns:
         The supervisor, which leads the group of its number and ends with the command's status.
     """
     supervised = [sys.executable, "-I", supervisor.__file__, f"--owner={owner}", "--", *command]
     with log.open("wb") as output:
-        # No descriptor of ours is handed on: whoever reads this process's output sees its end when it ends.
+        # No other descriptor of ours is handed on: whoever reads this process's output sees its end when it ends.
         return subprocess.Popen(
             supervised,
             stdin=subprocess.DEVNULL,
@@ -40,6 +46,7 @@ def start(
             env=dict(environment),
             cwd=folder,
             start_new_session=True,
+            pass_fds=descriptors,
         )
 
 

@@ -67,6 +67,8 @@ def show_deployment(console: Console, info: dict[str, Any]) -> None:
         console.print(told, soft_wrap=True)
         return
     console.print(Text.assemble("\nServed by ", (str(info.get("server", info["target"])), "bold")))
+    if info.get("answers"):
+        console.print(Text(f"Asked from: {info['asked']}"), soft_wrap=True)
     for answer in info.get("answers", []):
         console.print(Text(f"asked:    {answer['prompt']}"), soft_wrap=True)
         console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)

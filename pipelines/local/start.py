@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from llm_finetune.components.serving.vllm_serve import local as server
+from llm_finetune.components.serving.vllm_serve import ports
+from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
@@ -75,24 +77,9 @@ def start_run(
     if base_model or "model_name" not in plan.parameters:
         plan = RunPlan({"model_name": _base_model(base_model, workdir, console)}).over(plan)
     check_recipe(plan.parameters, plan.recipe)
-    _check_port(plan)
-    plan = plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_root": str(workdir / "checkpoints")}}))
-    folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
-    folder.mkdir()
-    # The cards inherit this machine's environment, HF_HUB_OFFLINE included.
-    pipeline = compile_pipeline(folder / "pipeline.yaml", ClusterOptions(load_online=False))
-    console.print("run in")
-    console.out(folder)
-    run = run_pipeline(
-        pipeline,
-        plan.arguments,
-        folder,
-        workdir / "cache" / _code_fingerprint(),
-        resume,
-        console,
-        CARD_ENVIRONMENT,
-    )
-    return _finish(console, run, keep)
+    # From here on, so that another run or server is refused now and not when this one has trained its model.
+    with _held_port(plan):
+        return _run(console, plan, workdir, resume, keep)
 
 
 def make_plan(
@@ -150,22 +137,36 @@ def _base_model(base_model: str, workdir: Path, console: Console) -> str:
     return str(fetch_base_model(workdir / "base-model" / "smollm2-135m-instruct", console.print))
 
 
-def _check_port(plan: RunPlan) -> None:
-    port = int(plan.recipe.get("vllm_serve", {}).get("port", 8001))
-    if plan.parameters.get("serve_target") != "local" or port == 0:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise UserError(f"port {port} is taken: stop what listens there, or give another with --port") from None
+def _held_port(plan: RunPlan) -> AbstractContextManager[Any]:
+    port = int(plan.recipe.get("vllm_serve", {}).get("port", Settings().port))
+    return ports.held(port) if plan.parameters.get("serve_target") == "local" and port else nullcontext()
+
+
+def _run(console: Console, plan: RunPlan, workdir: Path, resume: bool, keep: bool) -> int:
+    plan = plan.over(RunPlan({}, {"finetune_lora": {"checkpoint_root": str(workdir / "checkpoints")}}))
+    folder = workdir / time.strftime("%Y-%m-%d-%H%M%S")
+    folder.mkdir()
+    # The cards inherit this machine's environment, HF_HUB_OFFLINE included.
+    pipeline = compile_pipeline(folder / "pipeline.yaml", ClusterOptions(load_online=False))
+    console.print("run in")
+    console.out(folder)
+    run = run_pipeline(
+        pipeline,
+        plan.arguments,
+        folder,
+        workdir / "cache" / _code_fingerprint(),
+        resume,
+        console,
+        CARD_ENVIRONMENT,
+    )
+    return _finish(console, run, keep)
 
 
 def _code_fingerprint() -> str:
-    """Returns what the cached results depend on besides their inputs: the package's version and its source."""
+    """Returns what cached results depend on besides their inputs: the package's version, its source and templates."""
     root = Path(__file__).parents[2]
-    sources = {folder: content_hash(root / folder, "**/*.py") for folder in ("components", "pipelines")}
+    kinds = ("**/*.py", "**/*.jinja")
+    sources = [content_hash(root / folder, kind) for folder in ("components", "pipelines") for kind in kinds]
     return hashlib.sha256(json.dumps([PACKAGE_VERSION, sources]).encode()).hexdigest()[:16]
 
 

@@ -48,8 +48,9 @@ def tiny(folder: Path) -> Path:
 def start(build: Any, model: model_folder.ModelFolder, folder: Path, timeout: float) -> tuple[local.Server, float]:
     """Starts a server and asks it once; returns it and the seconds from start to the first answer."""
     folder.mkdir()
-    port, begun = local.free_port(0), time.monotonic()
-    server = local.start(build(model, port, folder), port, folder / "server.log", timeout)
+    begun = time.monotonic()
+    with local.hold(0) as held:
+        server = local.start(build(model, held.port, folder), held, folder / "server.log", timeout)
     ask(server, QUESTIONS[0], 4)
     return server, time.monotonic() - begun
 

@@ -1,7 +1,7 @@
 """A fake cluster with KServe in it and the card that deploys to it, for the tests of the kserve target."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from llm_finetune.components.serving.vllm_serve import manifests, targets
 from llm_finetune.components.serving.vllm_serve.reasons import Pace
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.questions import Question
 
 PACE = Pace(ready=3, poll=0.03, image=0.15, unschedulable=0.3, settle=0.4, gone=1, pause=0.02)
 NAME = "llm"
@@ -32,9 +33,16 @@ class World:
     models: Models
     folder: Path
 
-    def deploy(self, uri: str = V1, metadata: dict[str, Any] | None = None, pace: Pace = PACE, **settings: Any) -> Any:
+    def deploy(
+        self,
+        uri: str = V1,
+        metadata: dict[str, Any] | None = None,
+        pace: Pace = PACE,
+        rows: Sequence[Question] = (),
+        **settings: Any,
+    ) -> Any:
         chosen = {"deployment_name": NAME, "gpu_count": "0", "require_stop": True} | settings
-        model = targets.Served(self.folder / "none", uri, {"content_hash": f"sha256:{uri}"} | (metadata or {}))
+        model = targets.Served(self.folder / "none", uri, {"content_hash": f"sha256:{uri}"} | (metadata or {}), rows)
         info, page = self.folder / "info.json", self.folder / "page.md"
         return targets.kserve(model, info, page, Settings.of(chosen), pace)
 

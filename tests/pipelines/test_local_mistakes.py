@@ -68,7 +68,7 @@ def test_a_model_folder_without_weights_says_so(place, tmp_path):
         (["--dataset", "rows.jsonl"], "evaluate: {max_sample: 3}", "unknown setting 'recipe.evaluate.max_sample'; did you mean 'max_samples'?"),
         (["--dataset", "rows.jsonl", "--set", "epochs=3"], "", "the pipeline has no parameter 'epochs'; did you mean 'num_epochs'?"),
         (["--dataset", "nothing.jsonl"], "", "no dataset at nothing.jsonl"),
-        (["--dataset", "rows.jsonl", "--port", "PORT"], "", "port PORT is taken"),
+        (["--dataset", "rows.jsonl", "--port", "PORT"], "", "port PORT on this machine is in use: process "),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_ends_before_anything_runs(place, tmp_path, arguments, more, message):

@@ -20,6 +20,7 @@ from browser import needs_chromium, opened
 from local_user import COMMAND, RUN, recipe, rows, run, user_folder
 from rich.console import Console
 
+from llm_finetune.components.shared import tables
 from llm_finetune.pipelines.local import start
 from llm_finetune.pipelines.local.runner import LocalRun
 from llm_finetune.pipelines.local.state import RunState
@@ -72,6 +73,17 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)
+    assert "Asked from: validation rows" in whole.stdout
+    asked = re.findall(r"^asked:    system: Repeat the number\n\nuser: number (\d+)$", whole.stdout, re.MULTILINE)
+    folder = next((place / "runs").glob("20*"))
+    (val,) = {path.name: path for path in folder.glob("artifacts/**/val_sft")}.values()
+    prompts = [row["prompt"] for row in tables.head(val, 2).to_pylist()]
+    assert [f'Do "Repeat the number":\nnumber {number}\n\n' for number in asked] == prompts
+    assert f'"content": "number {asked[0]}"' in whole.stdout
+    (exported,) = {path.name: path for path in folder.glob("artifacts/**/merged_model")}.values()
+    assert not any(
+        b"number " + number.encode() in path.read_bytes() for number in asked for path in exported.glob("*.json")
+    )
     assert whole.answer["choices"][0]["message"]["role"] == "assistant"
     _, stopping, rest = whole.stdout.partition("stopping the server\n")
     assert stopping and f"\n{next((place / 'runs').glob('20*/artifacts/*/merge-export/merged_model'))}\n" in rest

@@ -1,5 +1,7 @@
 """Rows as conversations, for the base model's own chat template."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,7 @@ from llm_finetune.components.shared.conversations import (
     is_role,
     spoken,
 )
+from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.settings import FieldSettings
 
 
@@ -76,6 +79,12 @@ class Chat:
             arrays.append(as_json(batch.column(TOOLS)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
+    def requests(self, batch: pa.RecordBatch) -> list[Messages]:
+        """Returns each conversation without its last answer; an empty request where it has tools."""
+        rows = self.rows(batch)
+        tools = rows[TOOLS].to_pylist() if self.with_tools else [None] * batch.num_rows
+        return [[] if tool else _request(said) for said, tool in zip(rows["messages"].to_pylist(), tools, strict=True)]
+
     def unused_input(self, batch: pa.RecordBatch) -> int:
         """Returns 0: a conversation shows every input."""
         return 0
@@ -118,3 +127,10 @@ def _same(text: str, rows: int) -> pa.StringArray:
 def _offsets(row: np.ndarray, rows: int) -> pa.Array:
     counts = np.bincount(row, minlength=rows)
     return pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+
+
+def _request(messages: list[dict[str, Any]]) -> Messages:
+    asked = messages[:-1]
+    plain = all(message["role"] != "tool" and not message.get("tool_calls") for message in asked)
+    usable = plain and bool(asked) and asked[-1]["role"] == "user"
+    return [{name: message[name] for name in ("role", "content")} for message in asked] if usable else []

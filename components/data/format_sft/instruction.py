@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 from llm_finetune.components.data.format_sft.chat_template import chat_template
 from llm_finetune.components.data.format_sft.template import Template
 from llm_finetune.components.shared.columns import as_text, empty
+from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.settings import FieldSettings
 
 
@@ -43,6 +44,20 @@ class Instruction:
         instruction, input, output = fields_of(batch, self.fields)
         arrays = [self.parsed.prompts(instruction, input), self.parsed.completions(output)]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def requests(self, batch: pa.RecordBatch) -> list[Messages]:
+        """Returns each row as the request that `chat_template` renders as its prompt."""
+        instruction, input, _ = (column.to_pylist() for column in fields_of(batch, self.fields))
+        if "input" not in self.parsed.fields:
+            return [[{"role": "user", "content": text}] for text in instruction]
+        if "instruction" not in self.parsed.fields:
+            return [[{"role": "user", "content": text}] for text in input]
+        return [
+            [{"role": "system", "content": said}, {"role": "user", "content": given}]
+            if given
+            else [{"role": "user", "content": said}]
+            for said, given in zip(instruction, input, strict=True)
+        ]
 
     def unused_input(self, batch: pa.RecordBatch) -> int:
         """Returns how many rows have an input that the template does not show."""

@@ -7,9 +7,11 @@ import pyarrow as pa
 from llm_finetune.components.data.format_sft.instruction import fields_of, missing_outputs
 from llm_finetune.components.shared.columns import empty
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.settings import FieldSettings
 
 TEMPLATE = "{output}"
+BEGINNING = 200
 
 
 class PlainText:
@@ -55,6 +57,17 @@ class PlainText:
         """Returns an empty prompt and the text of each row."""
         return pa.RecordBatch.from_arrays([empty(batch.num_rows), fields_of(batch, self.fields)[2]], schema=self.schema)
 
+    def requests(self, batch: pa.RecordBatch) -> list[Messages]:
+        """Returns the beginning of each text, for the model to go on with; an empty request where it is one word."""
+        starts = [beginning(text) for text in fields_of(batch, self.fields)[2].to_pylist()]
+        return [[{"role": "user", "content": start}] if start else [] for start in starts]
+
     def unused_input(self, batch: pa.RecordBatch) -> int:
         """Returns 0: there is no input."""
         return 0
+
+
+def beginning(text: str) -> str:
+    """Returns the first half of a text, but a few lines at most, up to the end of a word."""
+    half = text[: min(len(text) // 2, BEGINNING)]
+    return half if text[len(half) : len(half) + 1].isspace() else half.rpartition(" ")[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from llm_finetune.components.data.format_sft import asked
 from llm_finetune.components.data.format_sft.chat import Chat
 from llm_finetune.components.data.format_sft.instruction import Instruction
 from llm_finetune.components.data.format_sft.plain_text import PlainText
@@ -19,6 +20,7 @@ from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.layouts import layout_of, recognised
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.questions import Question, write
 from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.settings import listed
 from llm_finetune.components.shared.text import check_columns
@@ -111,6 +113,7 @@ def _form(settings: Settings, columns: pa.Schema) -> Form:
 def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout: str, settings: Settings) -> Facts:
     skipped: Counter[str] = Counter()
     unused_input = 0
+    questions: list[Question] = []
     beside = _kept_beside(tables.schema(dataset), settings)
     schema = pa.schema([*form.schema, *beside])
     with tables.ShardWriter(sft, schema) as writer:
@@ -119,7 +122,10 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout
             skipped.update(reasons.drop_null().to_pylist())
             kept = batch.filter(reasons.is_null())
             if kept.num_rows:
-                columns = [*form.rows(kept).columns, *kept.select(beside.names).columns]
+                rows = form.rows(kept)
+                first, answers = kept.slice(0, asked.ROWS_READ), rows["completion"].slice(0, asked.ROWS_READ)
+                questions = questions or asked.chosen(form.requests(first), answers.to_pylist())
+                columns = [*rows.columns, *kept.select(beside.names).columns]
                 writer.write(pa.RecordBatch.from_arrays(columns, schema=schema))
                 unused_input += form.unused_input(kept)
         if not writer.rows:
@@ -127,6 +133,7 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout
                 f"no {split} row can be used: {_counts(skipped)}. Check that {', '.join(form.columns)} hold the text"
             )
         check_accounted("Format for SFT", tables.count_rows(dataset), writer.rows, skipped)
+        write(writer.folder, questions)
         template_hash = _write_format(writer.folder, form, settings)
     return Facts(
         rows=writer.rows,

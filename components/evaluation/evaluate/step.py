@@ -12,8 +12,10 @@ from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
 from llm_finetune.components.evaluation.evaluate.models import describe
 from llm_finetune.components.evaluation.evaluate.settings import Settings
+from llm_finetune.components.shared import questions
 from llm_finetune.components.shared.causal_lm import evaluating
 from llm_finetune.components.shared.figures import dashboard_rows
+from llm_finetune.components.shared.questions import Question
 from llm_finetune.components.shared.settings import listed
 
 
@@ -30,6 +32,7 @@ class Evaluation:
         problems: What was asked for and could not be measured; any of them closes the gate.
         dtype: Precision of the weights.
         writer: Which engine wrote the answers of base and tuned model, and why; empty without answers.
+        questions: Validation rows as chat requests, for the deployed model to be asked.
     """
 
     metrics: dict[str, float | int]
@@ -39,6 +42,7 @@ class Evaluation:
     problems: list[str]
     dtype: str
     writer: str
+    questions: list[Question]
 
     def rows(self) -> dict[str, float | int]:
         """Returns the figures for the dashboard's table."""
@@ -110,6 +114,7 @@ def evaluate(
         findings.problems,
         str(models.dtype).removeprefix("torch."),
         writer,
+        questions.read(val_sft),
     )
     page.write(eval_page, vars(evaluation), losses, settings)
     return evaluation

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_finetune.components.serving.vllm_serve.model_folder import ModelFolder
+from llm_finetune.components.serving.vllm_serve.ports import HOST
 from llm_finetune.components.shared import engines
 from llm_finetune.components.shared.adapters import lora_rank
 from llm_finetune.components.shared.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
-
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from llm_finetune.components.shared.images import control_component
 @control_component()
 def vllm_serve(
     merged_model: dsl.Input[dsl.Model],
+    eval_report: dsl.Input[dsl.Metrics],
     deployment_info: dsl.Output[dsl.Artifact],
     deployment_page: dsl.Output[dsl.Markdown],
     deployment_name: str = "llm-finetune-v1",
@@ -41,7 +42,7 @@ def vllm_serve(
     unschedulable_timeout: int = 1200,
     request_timeout: int = 120,
     keep_failed: bool = False,
-    golden_prompts: list = ["What is the capital of France? Answer in one short sentence."],
+    golden_prompts: list = [],
     answer_tokens: int = 128,
     require_stop: bool = True,
     settings: dict = {},
@@ -51,7 +52,9 @@ def vllm_serve(
 
     Args:
         merged_model: The model in Hugging Face layout (Merge & Export).
-        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, answers.
+        eval_report: Figures of Evaluate, whose file holds validation rows to ask the model.
+        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, where
+            the questions come from, answers.
         deployment_page: The same to look at.
         deployment_name: Name of the deployment, and the model name that clients ask for.
         port: Port on this machine with target local; 0 takes a free one. Unused on a cluster.
@@ -90,7 +93,8 @@ def vllm_serve(
         unschedulable_timeout: Seconds that pods may wait for a node before the deployment is given up.
         request_timeout: Seconds for one answer.
         keep_failed: Leave a first deployment that failed in the cluster, to look at it.
-        golden_prompts: Questions that must be answered: texts, or lists of {role, content}.
+        golden_prompts: Questions that must be answered: texts, or lists of {role, content}; empty takes two validation
+            rows.
         answer_tokens: Most tokens of an answer to them.
         require_stop: On a cluster, refuse a model that ends none of its answers by itself.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
@@ -104,6 +108,9 @@ def vllm_serve(
     with card(package_version):
         chosen = step.Settings.of(arguments)
         model, info, page = merged_model, deployment_info, deployment_page
-        facts = step.vllm_serve(model.path, info.path, page.path, chosen, model.uri, model.metadata)
-        short = {name: fact for name, fact in facts.items() if name not in ("answers", "manifests")}
-        info.metadata.update(short | lineage({"merged_model": model}) | {"content_hash": content_hash(info.path)})
+        paths = model.path, info.path, page.path
+        facts = step.vllm_serve(*paths, chosen, model.uri, model.metadata, eval_report.path)
+        # The metadata store is no place for what the rows say.
+        short = {name: fact for name, fact in facts.items() if name not in ("answers", "example_curl", "manifests")}
+        produced_by = lineage({"merged_model": model, "eval_report": eval_report})
+        info.metadata.update(short | produced_by | {"content_hash": content_hash(info.path)})

@@ -1,21 +1,21 @@
 """Starts and stops a model server on this machine: vLLM, or `transformers serve` where vLLM is not installed."""
 
+import contextlib
 import json
 import os
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.serving.vllm_serve import smoke
+from llm_finetune.components.serving.vllm_serve import ports, smoke
 from llm_finetune.components.serving.vllm_serve.commands import Launch
+from llm_finetune.components.serving.vllm_serve.ports import HOST, Held
 from llm_finetune.components.shared import processes, supervisor
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.processes import end_group, last_line, tail
 
-HOST = "127.0.0.1"
 OWNER_VARIABLE = "LLM_FINETUNE_OWNER_PID"
 
 
@@ -38,39 +38,22 @@ class Server:
     ready_seconds: float
 
 
-def free_port(port: int) -> int:
-    """Returns a port that can be listened on.
-
-    Args:
-        port: The wanted port; 0 takes any that is free.
-
-    Returns:
-        The port.
-
-    Raises:
-        UserError: If the wanted port is in use or not allowed.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UserError(
-                f"port {port} on this machine cannot be used ({error.strerror}). Stop what listens there (an earlier "
-                "deployment: `llm-finetune stop`), or give another `port`; 0 takes a free one"
-            ) from None
-        return int(probe.getsockname()[1])
+def hold(port: int) -> "contextlib.AbstractContextManager[Held]":
+    """Holds a port for a server; the process that the server ends with may hold it already. See `ports.held`."""
+    return ports.held(port, _owner())
 
 
-def start(launch: Launch, port: int, log: Path, timeout: float) -> Server:
-    """Starts a server in its own process group and waits until it is healthy.
+def start(launch: Launch, held: Held, log: Path, timeout: float) -> Server:
+    """Starts a server in its own process group and waits until it listens and is healthy.
+
+    Its supervisor goes on holding the port as long as the server runs. No answer is taken from another process.
 
     The server outlives this process. When the environment variable LLM_FINETUNE_OWNER_PID names a process, the server
     ends with that one.
 
     Args:
         launch: What to run.
-        port: The port that `launch` listens on.
+        held: The port that `launch` listens on.
         log: File for everything that the server prints; replaced.
         timeout: Seconds until it must be healthy.
 
@@ -78,26 +61,45 @@ def start(launch: Launch, port: int, log: Path, timeout: float) -> Server:
         The running server.
 
     Raises:
-        UserError: If it ends or is not healthy in time; it is stopped and the message holds the end of its log.
+        UserError: If it ends or is not healthy in time, or another process listens on its port; it is stopped and the
+            message holds the end of its log, or who listens.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    owner = os.environ.get(OWNER_VARIABLE, "0")
     begun = time.monotonic()
-    process = processes.start(launch.command, launch.environment, launch.folder, log, int(owner))
+    command = launch.command, launch.environment, launch.folder
+    process = processes.start(*command, log, _owner(), held.descriptors)
     print(f"started {launch.server} (process group {process.pid}), log {log}", flush=True)
     try:
-        _wait(process, launch, port, log, begun + timeout)
+        _wait(process, launch, held.port, log, begun + timeout)
         started = supervisor.processes_of(process.pid)[process.pid][1]
-        return Server(process.pid, started, log, port, round(time.monotonic() - begun, 2))
+        return Server(process.pid, started, log, held.port, round(time.monotonic() - begun, 2))
     except BaseException:
         end_group(process.pid, grace=5.0)
         process.wait()
         raise
 
 
+def check(server: Server) -> None:
+    """Checks that the answers from a server's port are its own: it runs, and it alone listens there.
+
+    Args:
+        server: A server that was healthy.
+
+    Raises:
+        UserError: If it has ended, or another process listens on its port.
+    """
+    if not ports.is_listened_on_by(server.port, supervisor.alive(server.pid)):
+        told = f"The end of its log {server.log}:\n{tail(server.log)}"
+        raise UserError(f"the server has ended while it was asked. {told}")
+
+
+def _owner() -> int:
+    return int(os.environ.get(OWNER_VARIABLE, "0"))
+
+
 def _wait(process: subprocess.Popen[bytes], launch: Launch, port: int, log: Path, deadline: float) -> None:
     begun = said = time.monotonic()
-    while not smoke.is_healthy(f"http://{HOST}:{port}/health"):
+    while not _is_ready(process.pid, port):
         if process.poll() is not None:
             raise UserError(
                 f"{launch.server} ended with status {process.returncode} before it was ready{_hint(log)}. "
@@ -112,6 +114,11 @@ def _wait(process: subprocess.Popen[bytes], launch: Launch, port: int, log: Path
             said = time.monotonic()
             print(f"waiting for {launch.server}, {said - begun:.0f} s: {last_line(log)}", flush=True)
         time.sleep(0.25)
+
+
+def _is_ready(group: int, port: int) -> bool:
+    listens = ports.is_listened_on_by(port, supervisor.alive(group))
+    return listens and smoke.is_healthy(f"http://{HOST}:{port}/health")
 
 
 def stop(deployment_info: str | Path, grace: float = 15.0) -> bool:
@@ -164,7 +171,7 @@ def _hint(log: Path) -> str:
     """Returns what a known message of the log asks for."""
     text = tail(log, 200)
     known = {
-        "address already in use": "the port was taken meanwhile: give another `port`, or 0 for a free one",
+        "address already in use": "another process took a port meanwhile; start it again",
         "KV cache is needed": "lower `max_model_len`: the KV cache of one full-length request does not fit",
         "Cannot allocate memory": "the machine has too little free memory for this model",
         "not supported for now": "this vLLM does not know the model's architecture",

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.serving.vllm_serve.smoke import Answer, Messages, chat_request
+from llm_finetune.components.serving.vllm_serve.smoke import Answer, chat_request
 from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.questions import Messages
 
 STATES = {
     "local": "Served on this machine.",

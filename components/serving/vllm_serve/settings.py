@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.settings import CardSettings
 
-Messages = list[dict[str, str]]
-QUESTION = "What is the capital of France? Answer in one short sentence."
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
 
 
@@ -45,15 +44,13 @@ class Settings(CardSettings):
     unschedulable_timeout: Annotated[int, Field(ge=0)] = 1200
     request_timeout: Annotated[int, Field(ge=1)] = 120
     keep_failed: bool = False
-    golden_prompts: list[str | Messages] = Field(default_factory=lambda: list[str | Messages]([QUESTION]))
+    golden_prompts: list[str | Messages] = Field(default_factory=list)
     answer_tokens: Annotated[int, Field(ge=1)] = 128
     require_stop: bool = True
 
     @field_validator("golden_prompts")
     @classmethod
     def _conversations(cls, prompts: list[Any]) -> list[Any]:
-        if not prompts:
-            raise ValueError("give at least one prompt: an unasked model is not known to work")
         for prompt in prompts:
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if not turns or any(set(turn) != {"role", "content"} for turn in turns) or turns[-1]["role"] != "user":

@@ -9,8 +9,7 @@ from typing import Any
 import urllib3
 
 from llm_finetune.components.shared.errors import UserError
-
-Messages = list[dict[str, str]]
+from llm_finetune.components.shared.questions import Messages
 
 
 class SmokeFailure(UserError):
@@ -31,7 +30,7 @@ class Answer:
     """One prompt's answer.
 
     Attributes:
-        prompt: The user's last message.
+        prompt: The user's message; of a request with several messages all of them, each after its role.
         text: What the model said.
         finish_reason: `stop` when the model ended by itself, `length` when it was cut at the token limit.
         first_token_seconds: From sending the request to the first piece of text.
@@ -52,7 +51,13 @@ class Answer:
 
 
 def smoke_test(
-    base_url: str, model: str, prompts: Sequence[Messages], max_tokens: int, timeout: float, listed: bool = True
+    base_url: str,
+    model: str,
+    prompts: Sequence[Messages],
+    max_tokens: int,
+    timeout: float,
+    listed: bool = True,
+    root: str = "",
 ) -> list[Answer]:
     """Checks that a server lists the model and answers every prompt.
 
@@ -63,26 +68,35 @@ def smoke_test(
         max_tokens: Most tokens of an answer.
         timeout: Seconds that one answer may take in all.
         listed: Whether `/models` must name the model (`transformers serve` lists its download cache instead).
+        root: Folder that the listed model must have been loaded from; empty where the server may have any.
 
     Returns:
         One answer per prompt.
 
     Raises:
-        SmokeFailure: If the model is not listed, a request is refused, or an answer is empty or does not end.
+        SmokeFailure: If the model is not listed or another one has its name, a request is refused, or an answer is
+            empty or does not end.
     """
     if listed:
-        names = models(base_url, timeout)
-        if model not in names:
-            raise SmokeFailure(f"{base_url}/models lists {', '.join(names) or 'no model'}, not {model!r}")
+        roots = model_roots(base_url, timeout)
+        if model not in roots:
+            raise SmokeFailure(f"{base_url}/models lists {', '.join(roots) or 'no model'}, not {model!r}")
+        if root and roots[model] != root:
+            raise SmokeFailure(f"{base_url}/models says that {model!r} was loaded from {roots[model]}, not from {root}")
     return [ask(base_url, model, messages, max_tokens, timeout) for messages in prompts]
 
 
 def models(base_url: str, timeout: float = 30.0) -> list[str]:
     """Returns the names of the models that a server offers."""
+    return list(model_roots(base_url, timeout))
+
+
+def model_roots(base_url: str, timeout: float = 30.0) -> dict[str, str]:
+    """Returns where each model that a server offers was loaded from, by name; empty where it does not say."""
     body = _request("GET", f"{base_url}/models", timeout=timeout).data
     try:
-        return [str(entry["id"]) for entry in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
+        return {str(entry["id"]): str(entry.get("root") or "") for entry in json.loads(body)["data"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise SmokeFailure(f"{base_url}/models is no OpenAI model list: {_shown(body)}") from None
 
 
@@ -102,7 +116,7 @@ def ask(base_url: str, model: str, messages: Messages, max_tokens: int, timeout:
     Raises:
         SmokeFailure: If the request is refused or the answer is empty or breaks off.
     """
-    prompt, url = messages[-1]["content"], f"{base_url}/chat/completions"
+    prompt, url = _as_text(messages), f"{base_url}/chat/completions"
     request = chat_request(model, messages, max_tokens) | {"stream": True, "stream_options": {"include_usage": True}}
     started, first, pieces, finish_reason, tokens = time.monotonic(), 0.0, [], "", 0
     response = _request("POST", url, body=request, timeout=timeout)
@@ -123,6 +137,12 @@ def ask(base_url: str, model: str, messages: Messages, max_tokens: int, timeout:
     finally:
         response.close()
     text = "".join(pieces)
+    if not text.strip() and finish_reason == "length":
+        raise SmokeFailure(
+            f"{model} wrote {tokens or max_tokens} tokens to {prompt!r}, and none of them is text (finish_reason "
+            "length): it did not come to an answer within answer_tokens. Raise answer_tokens, or look at what the "
+            "model writes first: white space, special tokens, or thoughts that the server holds back"
+        )
     if not text.strip():
         raise SmokeFailure(
             f"{model} gave an empty answer to {prompt!r} (finish_reason {finish_reason or 'missing'}). "
@@ -131,6 +151,12 @@ def ask(base_url: str, model: str, messages: Messages, max_tokens: int, timeout:
     if not finish_reason:
         raise SmokeFailure(f"the answer to {prompt!r} broke off without a finish_reason: {_shown(text.encode())}")
     return Answer(prompt, text, finish_reason, round(first, 4), round(time.monotonic() - started, 4), tokens)
+
+
+def _as_text(messages: Messages) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def chat_request(model: str, messages: Messages, max_tokens: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_finetune.components.serving.vllm_serve import targets
 from llm_finetune.components.serving.vllm_serve.settings import Settings
+from llm_finetune.components.shared import questions
 
 __all__ = ["Settings", "vllm_serve"]
 
@@ -17,8 +18,9 @@ def vllm_serve(
     settings: Settings,
     model_uri: str = "",
     model_metadata: Mapping[str, Any] | None = None,
+    eval_report: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Deploys a model, asks it the golden prompts and writes what was found.
+    """Deploys a model, asks it questions and writes what was found.
 
     Args:
         model_path: The merged model's folder.
@@ -27,6 +29,7 @@ def vllm_serve(
         settings: The card's settings.
         model_uri: Where a cluster finds the model; empty means the folder.
         model_metadata: The model artifact's metadata.
+        eval_report: Evaluate's report, for questions from the validation rows; None for a model without its run.
 
     Returns:
         The content of the JSON file.
@@ -37,6 +40,7 @@ def vllm_serve(
     metadata = dict(model_metadata or {})
     if settings.storage_uri:
         metadata.pop("store_session_info", None)  # it tells how to reach the artifact, not the copy
-    model = targets.Served(Path(model_path), settings.storage_uri or model_uri or str(model_path), metadata)
+    uri = settings.storage_uri or model_uri or str(model_path)
+    model = targets.Served(Path(model_path), uri, metadata, questions.of_report(eval_report) if eval_report else [])
     deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]
     return deploy(model, Path(deployment_info_path), Path(page_path), settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ from llm_finetune.components.serving.vllm_serve import (
     local,
     manifests,
     model_folder,
+    questions,
     report,
     smoke,
 )
+from llm_finetune.components.serving.vllm_serve.questions import Asked
 from llm_finetune.components.shared import processes, storage_uris
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.questions import Question
 
 if TYPE_CHECKING:
     from llm_finetune.components.serving.vllm_serve.reasons import Pace
@@ -33,11 +37,13 @@ class Served:
         path: Its folder on this machine.
         uri: Where a cluster finds it.
         metadata: Its artifact's metadata.
+        rows: Validation rows as chat requests.
     """
 
     path: Path
     uri: str
     metadata: dict[str, Any]
+    rows: Sequence[Question] = ()
 
     @property
     def content(self) -> str:
@@ -52,22 +58,26 @@ def local_server(model: Served, info_path: Path, page_path: Path, settings: Sett
     base, adapter = _with_adapter(model.path, settings)
     folder = info_path.parent.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    port = local.free_port(settings.port)
-    launch = commands.choose(
-        base,
-        settings.deployment_name,
-        port,
-        folder,
-        settings.max_batch_tokens,
-        settings.max_model_len,
-        settings.dtype,
-        adapter,
-    )
-    server = local.start(launch, port, folder / "server.log", settings.ready_timeout)
+    with local.hold(settings.port) as held:
+        launch = commands.choose(
+            base,
+            settings.deployment_name,
+            held.port,
+            folder,
+            settings.max_batch_tokens,
+            settings.max_model_len,
+            settings.dtype,
+            adapter,
+        )
+        server = local.start(launch, held, folder / "server.log", settings.ready_timeout)
     try:
-        base_url = f"http://{local.HOST}:{port}/v1"
-        answers = _ask(base_url, settings, listed=launch.server == "vllm")
-        info = _facts(settings, base_url, f"{model.content.removeprefix('sha256:')[:16]}", answers) | {
+        base_url = f"http://{local.HOST}:{server.port}/v1"
+        asked = questions.choose(settings, model.rows, launch.max_model_len or base.context_length)
+        # `transformers serve` lists its download cache, and answers to the name of its model alone.
+        root = str(adapter or base.path) if launch.server == "vllm" else ""
+        answers = _ask(base_url, settings.deployment_name, asked, settings, bool(root), root)
+        local.check(server)
+        info = _facts(settings, base_url, f"{model.content.removeprefix('sha256:')[:16]}", asked, answers) | {
             "ready_seconds": server.ready_seconds,
             "server": launch.server,
             "dtype": launch.dtype,
@@ -97,7 +107,8 @@ def manifest(model: Served, info_path: Path, page_path: Path, settings: Settings
             "target manifest gives the InferenceService alone: it can hold a share of the traffic (canary_percent) in "
             "deployment_mode = Knative only, and candidate_first needs a cluster. Use target = kserve"
         )
-    info = _facts(settings, _cluster_url(deployment), manifests.revision(deployment), []) | {
+    asked = questions.choose(settings, model.rows, settings.max_model_len or _context(model, settings))
+    info = _facts(settings, _cluster_url(deployment), manifests.revision(deployment), asked, []) | {
         "storage_uri": deployment.storage_uri,
         "manifests": manifests.as_yaml(runtime, service),
     }
@@ -126,12 +137,13 @@ def kserve(
     manifest = canary.with_name(manifests.inference_service(deployment), found.existing, revision)
     bring_in = canary.choose(cluster, deployment.name, settings.canary_percent, settings.candidate_first, found)
     manifest = canary.accepted(cluster, manifest, found.existing)
+    asked = questions.choose(settings, model.rows, settings.max_model_len or _context(model, settings))
     release = Release(
         cluster, deployment.name, settings.deployment_name, manifest, revision, found.existing, pace,
-        settings.keep_failed, lambda url, name: _ask_on_cluster(url, name, settings),
+        settings.keep_failed, lambda url, name: _ask_on_cluster(url, name, asked, settings),
     )  # fmt: skip
     outcome = bring_in(release)
-    info = _facts(settings, outcome.base_url, revision, outcome.answers) | {
+    info = _facts(settings, outcome.base_url, revision, asked, outcome.answers) | {
         "ready_seconds": round(time.monotonic() - begun, 2),
         "server": "vllm",
         "namespace": cluster.namespace,
@@ -143,6 +155,11 @@ def kserve(
     }
     report.write(info_path, page_path, info)
     return info
+
+
+def _context(model: Served, settings: Settings) -> int:
+    known = model.path.is_dir() and not settings.serve_adapter
+    return model_folder.read(model.path).context_length if known else 0
 
 
 def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, storage_uris.Storage]:
@@ -191,7 +208,9 @@ def _deployment(model: Served, storage_uri: str, settings: Settings) -> manifest
     )
 
 
-def _facts(settings: Settings, base_url: str, revision: str, answers: list[smoke.Answer]) -> dict[str, Any]:
+def _facts(
+    settings: Settings, base_url: str, revision: str, asked: Asked, answers: list[smoke.Answer]
+) -> dict[str, Any]:
     """Returns what every target's deployment_info begins with."""
     name = settings.deployment_name
     return {
@@ -199,7 +218,8 @@ def _facts(settings: Settings, base_url: str, revision: str, answers: list[smoke
         "base_url": base_url,
         "model": name,
         "max_batch_tokens": settings.max_batch_tokens,
-        "example_curl": report.example_curl(base_url, name, settings.conversations[0], settings.answer_tokens),
+        "example_curl": report.example_curl(base_url, name, asked.conversations[0], settings.answer_tokens),
+        "asked": asked.origin,
         "revision": revision,
         "target": settings.target,
         "ready_seconds": 0.0,
@@ -207,23 +227,22 @@ def _facts(settings: Settings, base_url: str, revision: str, answers: list[smoke
     }
 
 
-def _ask(base_url: str, settings: Settings, listed: bool = True, model: str = "") -> list[smoke.Answer]:
+def _ask(
+    base_url: str, model: str, asked: Asked, settings: Settings, listed: bool = True, root: str = ""
+) -> list[smoke.Answer]:
+    print(f"asking {model}: {asked.origin}", flush=True)
     answers = smoke.smoke_test(
-        base_url,
-        model or settings.deployment_name,
-        settings.conversations,
-        settings.answer_tokens,
-        settings.request_timeout,
-        listed,
+        base_url, model, asked.conversations, settings.answer_tokens, settings.request_timeout, listed, root
     )
     for answer in answers:
         print(f"asked {answer.prompt!r}: {answer.text!r} ({answer.seconds} s, {answer.finish_reason})", flush=True)
     return answers
 
 
-def _ask_on_cluster(base_url: str, model: str, settings: Settings) -> list[smoke.Answer]:
-    answers = _ask(base_url, settings, model=model)
-    if settings.require_stop and not any(answer.finish_reason == "stop" for answer in answers):
+def _ask_on_cluster(base_url: str, model: str, asked: Asked, settings: Settings) -> list[smoke.Answer]:
+    answers = _ask(base_url, model, asked, settings)
+    stopped = any(answer.finish_reason == "stop" for answer in answers)
+    if settings.require_stop and asked.may_stop and not stopped:
         raise smoke.SmokeFailure(
             f"{model} ended none of its {len(answers)} answers by itself within {settings.answer_tokens} tokens, so it "
             "may never stop. Was the end-of-turn token trained, and is it in generation_config.json? If the answers "

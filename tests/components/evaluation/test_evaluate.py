@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_finetune.components.evaluation.evaluate import loss, models, step
 from llm_finetune.components.evaluation.evaluate.component import evaluate as card
 from llm_finetune.components.shared import losses as shared_losses
-from llm_finetune.components.shared import tables
+from llm_finetune.components.shared import questions, tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.figures import NAMES
+from llm_finetune.components.shared.questions import Question
 
 END = 2
 
@@ -202,11 +204,14 @@ def test_the_card_writes_figures_answers_and_examples(inputs, tmp_path):
         name: (dsl.Model if name in ("model_config", "ft_result") else dsl.Dataset)(uri=str(path))
         for name, path in inputs.items()
     }
+    asked = Question([{"role": "user", "content": "Which number?"}], "7")
+    questions.write(Path(inputs["val_sft"]), [asked])
     card.python_func(**artifacts, eval_report=report, eval_page=dsl.HTML(uri=str(tmp_path / "page.html")),
                      eval_examples=examples, max_new_tokens=3, settings={"generate_samples": 2.0})  # fmt: skip
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["metrics"]["base_loss"] == report.metadata["base_loss"]
     assert len(content["samples"]) == 2
+    assert questions.of_report(report.path) == [asked]
     figures = [name for name in report.metadata if name in content["metrics"]]
     assert figures == sorted(figures) and "tuned_chrf" in figures and "tuned_chrf_ci_low" not in figures
     assert report.metadata["dtype"] in ("float32", "bfloat16")

@@ -99,8 +99,9 @@ folder, uri = sys.argv[1:]
 class Store(dsl.Model):
     path = property(lambda self: folder + "/none")
 component.vllm_serve.python_func(
-    Store(uri=uri, metadata={"content_hash": "sha256:" + uri}), dsl.Artifact(uri=folder + "/info"),
-    dsl.Markdown(uri=folder + "/page"), deployment_name="llm", gpu_count="0", deployment_mode="Standard",
+    Store(uri=uri, metadata={"content_hash": "sha256:" + uri}), dsl.Metrics(uri=folder + "/report"),
+    dsl.Artifact(uri=folder + "/info"), dsl.Markdown(uri=folder + "/page"), deployment_name="llm", gpu_count="0",
+    deployment_mode="Standard",
 )
 """
 

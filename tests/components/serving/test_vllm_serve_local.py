@@ -33,7 +33,7 @@ from kfp import dsl
 from llm_finetune.components.serving.vllm_serve import component
 model, out, settings = sys.argv[1:]
 component.vllm_serve.python_func(
-    dsl.Model(uri=model), dsl.Artifact(uri=out + "/deployment_info"), dsl.Markdown(uri=out + "/deployment_page"),
+    dsl.Model(uri=model), dsl.Metrics(uri=out + "/eval_report"), dsl.Artifact(uri=out + "/deployment_info"), dsl.Markdown(uri=out + "/deployment_page"),
     target="local", port=0, deployment_name="tiny", settings=json.loads(settings),
 )
 """
@@ -81,8 +81,8 @@ def launch(code: str, folder: Path, *arguments: str) -> commands.Launch:
 
 
 def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
-    port = local.free_port(0)
-    server = local.start(launch(STUBBORN, tmp_path, str(port)), port, tmp_path / "server.log", 20)
+    with local.hold(0) as held:
+        server = local.start(launch(STUBBORN, tmp_path, str(held.port)), held, tmp_path / "server.log", 20)
     assert len(left(server.pid)) == 3
     info = tmp_path / "info"
     info.write_text(json.dumps({"target": "local", "process_group": server.pid, "process_started": server.started}))
@@ -103,8 +103,8 @@ def test_number_that_belongs_to_another_process_is_left_alone(tmp_path: Path) ->
 
 
 def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path: Path) -> None:
-    port = local.free_port(0)
-    server = local.start(launch(STUBBORN, tmp_path, str(port)), port, tmp_path / "server.log", 20)
+    with local.hold(0) as held:
+        server = local.start(launch(STUBBORN, tmp_path, str(held.port)), held, tmp_path / "server.log", 20)
     os.kill(server.pid, signal.SIGKILL)
     assert processes.end_group(server.pid, grace=1) is True
     assert left(server.pid) == []
@@ -112,14 +112,15 @@ def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path
 
 def test_server_that_dies_shows_its_last_words(tmp_path: Path) -> None:
     code = "import sys; print('loading'); sys.exit('ValueError: no such architecture')"
-    with pytest.raises(UserError, match=r"status 1 before it was ready(.|\n)*loading\nValueError: no such"):
-        local.start(launch(code, tmp_path), 1, tmp_path / "server.log", 20)
+    told = r"status 1 before it was ready(.|\n)*loading\nValueError: no such"
+    with local.hold(0) as held, pytest.raises(UserError, match=told):
+        local.start(launch(code, tmp_path), held, tmp_path / "server.log", 20)
 
 
 def test_server_that_never_gets_ready_is_ended(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"was not ready after 1 s.*ready_timeout"):
-        local.start(launch("import time; time.sleep(1000)", tmp_path), 1, tmp_path / "server.log", 1)
+    with local.hold(0) as held, pytest.raises(UserError, match=r"was not ready after 1 s.*ready_timeout"):
+        local.start(launch("import time; time.sleep(1000)", tmp_path), held, tmp_path / "server.log", 1)
     assert time.monotonic() - started < 10
     assert not [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(1000)" in (p.info["cmdline"] or [])]
 
@@ -160,8 +161,10 @@ def test_adapters_come_and_go_while_vllm_serves_and_it_ends_with_its_owner(
     owner = subprocess.Popen(["sleep", "1000"])
     settings = {
         "serve_adapter": True, "adapter_base": str(model), "dtype": "float32", "answer_tokens": 12,
-        "golden_prompts": [prompt], "ready_timeout": 280,
+        "ready_timeout": 280,
     }  # fmt: skip
+    rows = [{"messages": asked, "reference": "Red, green, blue."}]
+    (tmp_path / "eval_report").write_text(json.dumps({"metrics": {}, "questions": rows}))
     # The card's own process ends and its output closes while the server goes on.
     card = subprocess.run(
         [sys.executable, "-c", CARD, str(first), str(tmp_path), json.dumps(settings)],
@@ -177,7 +180,16 @@ def test_adapters_come_and_go_while_vllm_serves_and_it_ends_with_its_owner(
         assert set(smoke.models(url)) == {"tiny-base", "tiny"}
         expected = {"tiny-base": greedy(model, prompt, 12), "tiny": greedy(model, prompt, 12, first)}
         [answer] = info["answers"]
+        assert (info["asked"], answer["prompt"]) == ("validation rows", prompt)
         assert answer["text"].strip() == expected["tiny"].strip()
+        told = {name: smoke.model_roots(url)[name] for name in ("tiny", "tiny-base")}
+        assert told == {"tiny": str(first), "tiny-base": str(model)}
+        with pytest.raises(smoke.SmokeFailure, match=f"'tiny' was loaded from {first}, not from {second}"):
+            smoke.smoke_test(url, "tiny", [asked], 4, 60, root=str(second))
+        with pytest.raises(
+            UserError, match=rf"port {urllib3.util.parse_url(url).port} .* and serves tiny-base, tiny\."
+        ):
+            local.hold(urllib3.util.parse_url(url).port).__enter__()
         pasted = subprocess.run(["bash", "-c", info["example_curl"]], capture_output=True, text=True)
         assert json.loads(pasted.stdout)["choices"][0]["message"]["content"] == answer["text"]
         metrics = urllib3.request("GET", url.removesuffix("/v1") + "/metrics").data.decode()

@@ -18,7 +18,7 @@ class Model(http.server.BaseHTTPRequestHandler):
     requests: list[dict[str, Any]] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
-        self._send(200, json.dumps({"object": "list", "data": [{"id": "tuned"}]}).encode())
+        self._send(200, json.dumps({"object": "list", "data": [{"id": "tuned", "root": "/models/2"}]}).encode())
 
     def do_POST(self) -> None:
         type(self).requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -108,11 +108,27 @@ def test_model_that_is_not_listed_is_named(url: str) -> None:
     assert Model.requests == []
 
 
+def test_model_of_another_folder_is_not_taken_for_ours(url: str) -> None:
+    smoke.smoke_test(url, "tuned", [QUESTION], 16, 10, root="/models/2")
+    with pytest.raises(smoke.SmokeFailure, match="'tuned' was loaded from /models/2, not from /models/1"):
+        smoke.smoke_test(url, "tuned", [QUESTION], 16, 10, root="/models/1")
+
+
+def test_a_conversation_is_told_whole(url: str) -> None:
+    asked = [{"role": "system", "content": "Parse"}, {"role": "user", "content": "1 Elm St"}]
+    assert smoke.ask(url, "tuned", asked, 16, 10).prompt == "system: Parse\n\nuser: 1 Elm St"
+    assert Model.requests[-1]["messages"] == asked
+
+
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
         ({"events": [(0, piece("", "stop"))]}, "empty answer to 'Capital of France\\?' \\(finish_reason stop\\)"),
         ({"events": [(0, piece(" \n", "stop"))]}, "empty answer"),
+        (
+            {"events": [(0, piece(" ", "length")), (0, {"choices": [], "usage": {"completion_tokens": 16}})]},
+            r"wrote 16 tokens .* none of them is text \(finish_reason length\)",
+        ),
         ({"events": ANSWER[:2], "breaks": True}, "broke off"),
         ({"events": ANSWER[:2]}, "without a finish_reason"),
         ({"events": [(0, {"error": {"message": "engine dead"}})]}, "engine dead"),

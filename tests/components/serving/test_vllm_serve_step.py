@@ -8,7 +8,7 @@ import pytest
 import yaml
 from kfp import dsl
 
-from llm_finetune.components.serving.vllm_serve import commands, component, local, model_folder, report, step
+from llm_finetune.components.serving.vllm_serve import commands, component, model_folder, report, step
 from llm_finetune.components.shared import engines
 from llm_finetune.components.shared.errors import UserError
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_component_and_settings_agree() -> None:
-    ours = {"merged_model", "deployment_info", "deployment_page", "settings", "package_version"}
+    ours = {"merged_model", "eval_report", "deployment_info", "deployment_page", "settings", "package_version"}
     parameters = inspect.signature(component.vllm_serve.python_func).parameters
     defaults = {name: p.default for name, p in parameters.items() if name not in ours}
     assert defaults == step.Settings().model_dump()
@@ -73,7 +73,6 @@ def test_folder_that_cannot_be_served_is_refused(folder: Path, tmp_path: Path, s
         ({"deployment_name": "My_Model"}, "deployment_name = 'My_Model'"),
         ({"gpu_count": "one"}, "gpu_count"),
         ({"target": "cloud"}, "target = 'cloud'"),
-        ({"golden_prompts": []}, "at least one prompt"),
         ({"golden_prompts": [" "]}, "a prompt is empty"),
         ({"golden_prompts": [[{"role": "assistant", "content": "hi"}]]}, "ends with the user"),
         ({"settings": {"max_batch_token": 1}}, "did you mean 'max_batch_tokens'"),
@@ -89,7 +88,7 @@ def test_manifest_target_gives_yaml_and_deploys_nothing(folder: Path, tmp_path: 
     info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
     settings = step.Settings(target="manifest", namespace="team")
     with pytest.raises(SystemExit):
-        component.vllm_serve.python_func(model, info, page, target="manifest")
+        component.vllm_serve.python_func(model, dsl.Metrics(uri=""), info, page, target="manifest")
     facts = step.vllm_serve(folder, info.path, page.path, settings, "s3://b/run/model", model.metadata)
     runtime, service = yaml.safe_load_all(facts["manifests"])
     assert (runtime["kind"], service["kind"]) == ("ServingRuntime", "InferenceService")
@@ -99,6 +98,19 @@ def test_manifest_target_gives_yaml_and_deploys_nothing(folder: Path, tmp_path: 
     assert facts["answers"] == [] and json.loads(Path(info.path).read_text()) == facts
     again = step.vllm_serve(folder, tmp_path / "b", tmp_path / "c", settings, "s3://b/run/model", model.metadata)
     assert again == facts
+
+
+def test_the_rows_that_are_asked_do_not_reach_the_metadata_store(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Where does Ada live?"}], "reference": "12 Elm St"}]
+    (tmp_path / "report").write_text(json.dumps({"questions": rows}))
+    model = dsl.Model(uri="s3://b/run/model", metadata={"content_hash": "sha256:1"})
+    report = dsl.Metrics(uri=str(tmp_path / "report"), metadata={"content_hash": "sha256:2"})
+    info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
+    component.vllm_serve.python_func(model, report, info, page, target="manifest")
+    assert "Where does Ada live?" in json.loads(Path(info.path).read_text())["example_curl"]
+    assert "Where does Ada live?" in Path(page.path).read_text()
+    assert "Ada" not in json.dumps(info.metadata) and info.metadata["asked"] == "validation rows"
+    assert info.metadata["inputs"] == {"merged_model": "sha256:1", "eval_report": "sha256:2"}
 
 
 def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
@@ -113,18 +125,6 @@ def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: 
     assert "minio" not in facts["manifests"]
     with pytest.raises(ValueError, match="storage_uri"):
         step.Settings(storage_uri="/mnt/models/address")
-
-
-def test_port_that_is_taken_is_named() -> None:
-    import socket
-
-    with socket.socket() as other:
-        other.bind((local.HOST, 0))
-        other.listen()
-        taken = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {taken} .*give another `port`; 0 takes a free one"):
-            local.free_port(taken)
-    assert local.free_port(0) > 0
 
 
 def test_curl_is_safe_to_paste(tmp_path: Path) -> None:
