@@ -72,11 +72,12 @@ def filter_clean(
     arguments = locals()
     from llm_finetune.components.data.filter_clean import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         facts = step.filter_clean(raw_dataset.path, clean_dataset.path, dropped_rows.path, preview.path, chosen)
-        origin = {name: raw_dataset.metadata.get(name, "") for name in ("source", "revision")}
+        origin = {name: recorded(raw_dataset).get(name, "") for name in ("source", "revision")}
         produced_by = origin | lineage({"raw_dataset": raw_dataset})
         clean_dataset.metadata.update(facts.metadata() | produced_by)
         dropped_rows.metadata.update(facts.dropped_metadata() | produced_by)

@@ -1,6 +1,6 @@
 """Gather Shards: several datasets as one."""
 
-from typing import List, Optional
+from typing import List
 
 from kfp import dsl
 
@@ -11,7 +11,7 @@ from llm_finetune.components.shared.images import data_component
 def gather_shards(
     shards: dsl.Input[List[dsl.Dataset]],
     dataset: dsl.Output[dsl.Dataset],
-    row_of: Optional[dsl.Input[List[dsl.Dataset]]] = None,
+    row_of: dsl.Input[List[dsl.Dataset]] = None,
     part: int = -1,
     package_version: str = "",
 ):
@@ -27,9 +27,10 @@ def gather_shards(
     """
     from llm_finetune.components.data.gather_shards import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         numbered = [other.path for other in row_of] if row_of else []
         facts = step.gather_shards([shard.path for shard in shards], dataset.path, int(part), numbered)
         inputs = {f"shard_{number}": shard for number, shard in enumerate(shards)}
-        dataset.metadata.update(step.combined([shard.metadata for shard in shards]) | facts | lineage(inputs))
+        dataset.metadata.update(step.combined([recorded(shard) for shard in shards]) | facts | lineage(inputs))

@@ -28,8 +28,9 @@ def partition_rows(
     from llm_finetune.components.data.filter_clean.settings import Settings
     from llm_finetune.components.data.partition_rows import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         rows = step.partition_rows(raw_dataset.path, partitions.path, int(parts), Settings.of({"settings": settings}))
-        origin = {name: raw_dataset.metadata.get(name, "") for name in ("source", "revision")}
+        origin = {name: recorded(raw_dataset).get(name, "") for name in ("source", "revision")}
         partitions.metadata.update({"rows": rows, "parts": int(parts)} | origin | lineage({"raw_dataset": raw_dataset}))

@@ -100,10 +100,12 @@ def vllm_serve(
     from llm_finetune.components.serving.vllm_serve import step
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.files import content_hash
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         model, info, page = merged_model, deployment_info, deployment_page
-        facts = step.vllm_serve(model.path, info.path, page.path, chosen, model.uri, model.metadata)
+        metadata = recorded(model, with_store=True)
+        facts = step.vllm_serve(model.path, info.path, page.path, chosen, model.uri, metadata)
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "manifests")}
         info.metadata.update(short | lineage({"merged_model": model}) | {"content_hash": content_hash(info.path)})
