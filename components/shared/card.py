@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.metadata import recorded
 
 PACKAGE_VERSION = version("llm-finetune")
 
@@ -80,17 +81,17 @@ def lineage(
         `package_version`, `inputs` (name to content hash), `origin` (that of all inputs and the given one) and, where
         given, `seed`; `part`, where the inputs are of one partition of a dataset.
     """
-    known = {name: artifact for name, artifact in (inputs or {}).items() if artifact is not None}
+    known = {name: recorded(artifact) for name, artifact in (inputs or {}).items() if artifact is not None}
     produced_by: dict[str, Any] = {
         "package_version": PACKAGE_VERSION,
-        "inputs": {name: artifact.metadata.get("content_hash", "") for name, artifact in known.items()},
+        "inputs": {name: metadata.get("content_hash", "") for name, metadata in known.items()},
         "origin": dict(origin or {}),
     }
-    for artifact in known.values():
-        produced_by["origin"] |= artifact.metadata.get("origin") or {}
+    for metadata in known.values():
+        produced_by["origin"] |= metadata.get("origin") or {}
     if seed is not None:
         produced_by["seed"] = seed
-    parts = {artifact.metadata["part"] for artifact in known.values() if "part" in artifact.metadata}
+    parts = {metadata["part"] for metadata in known.values() if "part" in metadata}
     if len(parts) == 1:
         produced_by["part"] = parts.pop()
     return produced_by

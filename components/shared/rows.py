@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.metadata import recorded
 
 
 def check_whole(datasets: Mapping[str, Any]) -> None:
@@ -21,18 +22,18 @@ def check_whole(datasets: Mapping[str, Any]) -> None:
         UserError: If rows are missing, or a file is not whole.
     """
     for name, dataset in datasets.items():
-        recorded = dataset.metadata.get("rows") if dataset is not None else None
-        if recorded is not None:
-            check_files(name, dataset.path, int(recorded))
+        rows = recorded(dataset).get("rows") if dataset is not None else None
+        if rows is not None:
+            check_files(name, dataset.path, int(rows))
 
 
-def check_files(name: str, folder: str | Path, recorded: int) -> None:
+def check_files(name: str, folder: str | Path, rows: int) -> None:
     """Refuses a folder whose files do not hold so many rows.
 
     Args:
         name: What the folder is, for the message.
         folder: Folder of Parquet files.
-        recorded: Rows that were written.
+        rows: Rows that were written.
 
     Raises:
         UserError: If rows are missing, or a file is not whole.
@@ -44,8 +45,8 @@ def check_files(name: str, folder: str | Path, recorded: int) -> None:
             held += pq.read_metadata(file).num_rows
         except pa.ArrowInvalid as error:
             raise UserError(f"{name} file {file.name} is not a whole Parquet file ({error}). {again}") from None
-    if held != recorded:
-        raise UserError(f"{name} was written with {recorded:,} rows, but its files hold {held:,}. {again}")
+    if held != rows:
+        raise UserError(f"{name} was written with {rows:,} rows, but its files hold {held:,}. {again}")
 
 
 def check_accounted(card: str, read: int, written: int, dropped: Mapping[str, int] | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.metadata import STORE
 
 SUPPORTED = ("gs", "s3", "minio", "oci", "pvc", "hf")
 
@@ -78,7 +79,7 @@ def _hub(uri: str, owner: str, path: str) -> str:
 
 def _session(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the launcher's record of how it reached the artifact's store."""
-    found = metadata.get("store_session_info") or {}
+    found = metadata.get(STORE) or {}
     try:
         session = json.loads(found) if isinstance(found, str) else dict(found)
     except ValueError:

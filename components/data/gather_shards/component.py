@@ -27,13 +27,15 @@ def gather_shards(
     from llm_finetune.components.data.gather_shards import step
     from llm_finetune.components.shared import rows
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
-        planned, arrived = step.numbers(partitions), step.numbers([shard.metadata for shard in shards])
+        planned, arrived = step.numbers(partitions), step.numbers([recorded(shard) for shard in shards])
         order = rows.planned_order("partition", planned, arrived)
         inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
         rows.check_whole(inputs)
-        metadata = [shard.metadata for shard in inputs.values()]
+        metadata = [recorded(shard) for shard in inputs.values()]
         facts = step.gather_shards([shard.path for shard in inputs.values()], dataset.path, step.numbered(metadata))
-        dataset.metadata.update(step.combined(metadata) | facts | lineage(inputs))
-        dataset.metadata.pop("part", None)
+        produced = step.combined(metadata) | facts | lineage(inputs)
+        produced.pop("part", None)
+        dataset.metadata.update(produced)

@@ -74,7 +74,7 @@ def combined(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if name in _COUNTS:
             facts[name] = sum(int(value or 0) for value in values)
         elif name in _COUNTS_BY_REASON:
-            counts = [_mapping(value) for value in values]
+            counts = [value or {} for value in values]
             reasons = dict.fromkeys(reason for count in counts for reason in count)
             facts[name] = {reason: sum(int(count.get(reason, 0)) for count in counts) for reason in reasons}
         elif all(value == values[0] for value in values):
@@ -95,11 +95,6 @@ _COUNTS = (
     "repaired",
 )
 _COUNTS_BY_REASON = ("dropped", "skipped", "personal_data", "converted")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """Returns a mapping as it was recorded: KFP's metadata store hands it over as `{"struct": {…}}`."""
-    return (value or {}).get("struct", value or {})
 
 
 def _shifted(batch: pa.RecordBatch, shift: int) -> pa.RecordBatch:

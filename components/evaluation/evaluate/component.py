@@ -1,7 +1,5 @@
 """Evaluate: base and tuned model on the same held-out rows."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from llm_finetune.components.shared.images import train_component
@@ -42,7 +40,7 @@ def evaluate(
     seed: int = 42,
     settings: dict = {},
     package_version: str = "",
-    train_tokens: Optional[dsl.Input[dsl.Dataset]] = None,
+    train_tokens: dsl.Input[dsl.Dataset] = None,
 ):
     """Measures loss, answers and tasks of the base and the tuned model on the same validation rows.
 
@@ -91,6 +89,7 @@ def evaluate(
     from llm_finetune.components.evaluation.evaluate import step
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.files import content_hash, write_text
+    from llm_finetune.components.shared.metadata import flag
     from llm_finetune.components.shared.rows import check_whole
 
     with card(package_version):
@@ -104,7 +103,7 @@ def evaluate(
             eval_examples.path,
             eval_page.path,
             chosen,
-            bool(model_config.metadata.get("load_in_4bit")),
+            flag(model_config, "load_in_4bit"),
             train_tokens.path if train_tokens else None,
         )
         write_metrics(eval_report, evaluation.rows())

@@ -71,7 +71,7 @@ def apply_lora(
     lora_config: str | Path,
     model_summary: str | Path,
     settings: Settings,
-    load_in_4bit: bool = True,
+    load_in_4bit: bool = False,
 ) -> LoraFacts:
     """Writes PEFT's adapter_config.json and the summary.
 

@@ -1,7 +1,5 @@
 """Merge & Export: merges the adapter, proves that nothing was lost, and ships the model with all it needs."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from llm_finetune.components.shared.images import train_component
@@ -27,7 +25,7 @@ def merge_export(
     plan: dict = {},
     settings: dict = {},
     package_version: str = "",
-    eval_report: Optional[dsl.Input[dsl.Metrics]] = None,
+    eval_report: dsl.Input[dsl.Metrics] = None,
 ):
     """Merges the adapter into the weights it was trained against and writes a folder that vLLM loads.
 
@@ -59,6 +57,7 @@ def merge_export(
     arguments = locals()
     from llm_finetune.components.serving.merge_export import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         inputs = {"model_config": model_config, "ft_result": ft_result, "eval_report": eval_report}
@@ -68,9 +67,9 @@ def merge_export(
             merged_model.path,
             model_summary.path,
             step.Settings.of(arguments),
-            model_config.metadata,
-            ft_result.metadata,
-            eval_report.metadata if eval_report else None,
+            recorded(model_config),
+            recorded(ft_result),
+            recorded(eval_report) if eval_report else None,
             merged_model.uri,
             plan,
         )

@@ -104,12 +104,14 @@ def vllm_serve(
     from llm_finetune.components.serving.vllm_serve import step
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.files import content_hash
+    from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         model, info, page = merged_model, deployment_info, deployment_page
+        metadata = recorded(model, with_store=True)
         paths = model.path, info.path, page.path
-        facts = step.vllm_serve(*paths, chosen, model.uri, model.metadata, eval_report.path)
+        facts = step.vllm_serve(*paths, chosen, model.uri, metadata, eval_report.path)
         # The metadata store is no place for what the rows say.
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "example_curl", "manifests")}
         produced_by = lineage({"merged_model": model, "eval_report": eval_report})

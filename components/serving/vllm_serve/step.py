@@ -7,6 +7,7 @@ from typing import Any
 from llm_finetune.components.serving.vllm_serve import targets
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared import questions
+from llm_finetune.components.shared.metadata import STORE
 
 __all__ = ["Settings", "vllm_serve"]
 
@@ -39,7 +40,7 @@ def vllm_serve(
     """
     metadata = dict(model_metadata or {})
     if settings.storage_uri:
-        metadata.pop("store_session_info", None)  # it tells how to reach the artifact, not the copy
+        metadata.pop(STORE, None)  # it tells how to reach the artifact, not the copy
     uri = settings.storage_uri or model_uri or str(model_path)
     model = targets.Served(Path(model_path), uri, metadata, questions.of_report(eval_report) if eval_report else [])
     deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]

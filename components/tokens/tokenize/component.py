@@ -1,7 +1,5 @@
 """Tokenize: prompts and completions to packed token rows."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from llm_finetune.components.shared.images import data_component
@@ -14,7 +12,7 @@ def tokenize(
     train_tokens: dsl.Output[dsl.Dataset],
     val_tokens: dsl.Output[dsl.Dataset],
     preview: dsl.Output[dsl.HTML],
-    model_config: Optional[dsl.Input[dsl.Model]] = None,
+    model_config: dsl.Input[dsl.Model] = None,
     model_name: str = "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     max_length: int = 1024,
     packing: bool = True,
@@ -46,6 +44,7 @@ def tokenize(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.metadata import recorded
     from llm_finetune.components.shared.rows import check_whole
     from llm_finetune.components.tokens.tokenize import step, vocabulary
 
@@ -60,7 +59,7 @@ def tokenize(
             preview.path,
             step.Settings.of(arguments),
             model_config.path if model_config else "",
-            str(model_config.metadata.get("model_name", "")) if model_config else "",
+            str(recorded(model_config).get("model_name", "")) if model_config else "",
         )
         train_tokens.metadata.update(train | lineage({"train_sft": train_sft, "model_config": model_config}))
         val_tokens.metadata.update(val | lineage({"val_sft": val_sft, "model_config": model_config}))

@@ -42,7 +42,7 @@ def finetune_lora(
     """Trains a LoRA adapter on the completions of the token rows and measures it on the validation rows.
 
     Args:
-        model_config: Base model of Load Base Model; its load_in_4bit decides between LoRA and QLoRA.
+        model_config: Base model of Load Base Model; its load_in_4bit decides between QLoRA and LoRA (also without it).
         lora_config: Adapter configuration of Apply LoRA.
         train_tokens: Rows to train on.
         val_tokens: Rows to measure on.
@@ -83,6 +83,7 @@ def finetune_lora(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage, write_metrics
+    from llm_finetune.components.shared.metadata import flag
     from llm_finetune.components.shared.rows import check_whole
     from llm_finetune.components.training.finetune_lora import step
 
@@ -101,7 +102,7 @@ def finetune_lora(
             ft_result.path,
             loss_curve.path,
             chosen,
-            bool(model_config.metadata.get("load_in_4bit")),
+            flag(model_config, "load_in_4bit"),
             produced_by["inputs"],
             training_logs.path,
         )
