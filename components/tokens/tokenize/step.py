@@ -100,7 +100,7 @@ def tokenize(
     if settings.num_proc:
         os.environ["RAYON_NUM_THREADS"] = str(settings.num_proc)
     name = model or settings.model_name
-    vocabulary = load_vocabulary(name, template_beside(Path(train_sft)))
+    vocabulary = load_vocabulary(name, template_beside(Path(train_sft)), model_label)
     facts = {}
     gc.freeze()  # the libraries' objects stay; to look through them again and again takes a tenth of the time
     try:
