@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import TemplateError
@@ -18,14 +18,14 @@ class RenderedRow:
         prompt: All text before the last answer, special tokens written out.
         completion: The last answer with what the template puts behind it.
         answer: What the last answer says; empty where it only calls tools.
-        trained: Character ranges of earlier answers inside `prompt` that are trained too.
+        trained: Character ranges of earlier answers inside `prompt` that are trained too, by the index of the message.
         untrained: Earlier answers that should be trained and can't be, because the template rewrites them.
     """
 
     prompt: str
     completion: str
     answer: str
-    trained: tuple[tuple[int, int], ...] = ()
+    trained: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     untrained: int = 0
 
 
@@ -103,14 +103,14 @@ def render_conversation(tokenizer: Any, conversation: Conversation, every_answer
             f"answer cannot be told apart. The prompt renders as {prompt[-80:]!r}, the conversation as {whole[-160:]!r}"
         )
     earlier = [i for i, turn in enumerate(turns[:-1]) if turn["role"] == "assistant"] if every_answer else []
-    trained = []
+    trained = {}
     for i in earlier:
         before, after = conversation.text(tokenizer, i, True), conversation.text(tokenizer, i + 1)
         if after.startswith(before) and prompt.startswith(after):
-            trained.append((len(before), len(after.rstrip())))
+            trained[i] = (len(before), len(after.rstrip()))
     # Nothing that a template writes behind the end of the turn (a newline, mostly) is ever generated.
     completion = whole[len(prompt) :].rstrip()
-    return RenderedRow(prompt, completion, turns[-1]["content"].strip(), tuple(trained), len(earlier) - len(trained))
+    return RenderedRow(prompt, completion, turns[-1]["content"].strip(), trained, len(earlier) - len(trained))
 
 
 def _turn(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,7 +173,7 @@ def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> D
     for number, row in enumerate(rows):
         if row.trained:
             asked = slice(ends[2 * number], ends[2 * number + 1])
-            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained), flat[asked], IGNORED)
+            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained.values()), flat[asked], IGNORED)
     offsets = pa.array(ends[::2], pa.int32())
     return Documents(
         pa.array(np.arange(first, first + len(rows))),
@@ -218,7 +218,7 @@ def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary
     )
 
 
-def _inside(offsets: list[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+def _inside(offsets: list[tuple[int, int]], ranges: Iterable[tuple[int, int]]) -> np.ndarray:
     """Tells for each token whether all its characters lie in one of the ranges."""
     start, end = np.array(offsets).T
     return np.any([(start >= first) & (end <= last) for first, last in ranges], axis=0)

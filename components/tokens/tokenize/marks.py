@@ -19,12 +19,14 @@ class Piece(NamedTuple):
         feature: What of a conversation it belongs to, for people.
         place: Where in its message it stands.
         words: The words, in order.
+        is_name: Whether it is a function's name, whose word is the same wherever it stands.
     """
 
     turn: int
     feature: str
     place: str
     words: tuple[str, ...]
+    is_name: bool = False
 
 
 class Marker:
@@ -83,7 +85,7 @@ class Marker:
     def _rename(self, function: dict[str, Any], piece: Piece, pieces: list[Piece]) -> None:
         if isinstance(name := function.get("name"), str) and name:
             function["name"] = self.names.setdefault(name, self._word())
-            pieces.append(piece._replace(words=(function["name"],)))
+            pieces.append(piece._replace(words=(function["name"],), is_name=True))
 
     def _values(self, value: Any, path: str, found: list[tuple[str, str]]) -> Any:
         """Returns a JSON value with other leaves; true, false, null and empty text stay, as nothing could tell them."""

@@ -1,5 +1,6 @@
 """What a chat template leaves out of a conversation: looked for by rendering made-up words in its place."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -51,10 +52,18 @@ class Omissions:
         ]
 
     def _missing(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
-        try:
-            return [*self._unread(marked, pieces), *self._unsaid(marked, pieces)]
-        except UserError:  # made-up words are not taken; whether the row's own are, its own text says
-            return []
+        """Returns the pieces that the text of a marked conversation lacks.
+
+        Where a template does not take the made-up words, nothing is told: the row itself has been rendered.
+        """
+        missing: list[Piece] = []
+        with contextlib.suppress(UserError):
+            missing += self._unread(marked, pieces)
+        for i, turn in enumerate(marked.turns):
+            if turn["role"] == "assistant":
+                with contextlib.suppress(UserError):
+                    missing += self._unsaid(marked, i, [piece for piece in pieces if piece.turn == i])
+        return missing
 
     def _unread(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
         """Returns what the model is not shown: of tools at the first answer, of messages in the whole text."""
@@ -74,51 +83,47 @@ class Omissions:
                     missing.append(piece._replace(feature="the order of messages") if moved else piece)
         return missing
 
-    def _unsaid(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
-        """Returns what each answer lacks at the time when it is written; templates may drop some of it later."""
-        missing, last = [], len(marked.turns) - 1
-        for i, turn in enumerate(marked.turns):
-            if turn["role"] != "assistant":
+    def _unsaid(self, marked: Conversation, i: int, pieces: list[Piece]) -> list[Piece]:
+        """Returns what an answer lacks at the time when it is written; templates may drop some of it later."""
+        before, after = marked.text(self.tokenizer, i, True), marked.text(self.tokenizer, i + 1)
+        answer = after[len(before) :] if after.startswith(before) else after
+        is_trained = self.every_answer or i == len(marked.turns) - 1
+        missing, cursor = [], 0
+        for piece in pieces:
+            if piece.place in REASONING and not is_trained:
                 continue
-            text, cursor = self._answer(marked, i), 0
-            for piece in (piece for piece in pieces if piece.turn == i):
-                if piece.place in REASONING and i < last and not self.every_answer:
-                    continue
-                is_name = piece.place.endswith(".name")  # two calls may have the same one
-                end = _end_of(piece.words, text, cursor if is_name else 0)
-                if end < 0:
-                    missing.append(piece)
-                elif is_name:
-                    cursor = end
+            end = _end_of(piece.words, answer, cursor if piece.is_name else 0)
+            if end < 0:
+                missing.append(piece)
+            elif piece.is_name:  # another call may have the same one
+                cursor = end
         return missing
-
-    def _answer(self, conversation: Conversation, i: int) -> str:
-        before, after = conversation.text(self.tokenizer, i, True), conversation.text(self.tokenizer, i + 1)
-        return after[len(before) :] if after.startswith(before) else after
 
 
 def _changed(conversation: Conversation, row: RenderedRow) -> set[int]:
-    """Returns the messages whose content does not stand in the row's text as it is; of answers, the last one alone."""
-    whole, cursor, changed = row.prompt + row.completion, 0, set()
-    last = len(conversation.turns) - 1
+    """Returns the messages whose content does not stand in the row's text as it is; of answers, the trained ones."""
+    whole, last = row.prompt + row.completion, len(conversation.turns) - 1
+    changed = set()
     for i, turn in enumerate(conversation.turns):
-        text = turn["content"].strip()
+        rendered = whole
         if i == last:
-            found = text in row.completion
+            rendered = row.completion
+        elif i in row.trained:
+            rendered = row.prompt[slice(*row.trained[i])]
         elif turn["role"] == "assistant":
             continue
-        elif turn["role"] == "system":
-            found = text in whole
-        else:
-            place = whole.find(text, cursor)
-            found, cursor = place >= 0, max(place + len(text), cursor)
-        if not found and not _is_written_otherwise(text, row.completion if i == last else whole):
+        if not _stands_in(turn["content"].strip(), rendered):
             changed.add(i)
     return changed
 
 
-def _is_written_otherwise(text: str, rendered: str) -> bool:
-    return json.dumps(text, ensure_ascii=False)[1:-1] in rendered or "".join(text.split()) in "".join(rendered.split())
+def _stands_in(text: str, rendered: str) -> bool:
+    """Tells whether a text is there as it is, escaped as in JSON, or with other white space."""
+    return (
+        text in rendered
+        or json.dumps(text, ensure_ascii=False)[1:-1] in rendered
+        or "".join(text.split()) in "".join(rendered.split())
+    )
 
 
 def _end_of(words: Sequence[str], text: str, cursor: int) -> int:

@@ -1,6 +1,7 @@
 """The form of a conversation without its values, so that conversations of one form are tried once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -8,8 +9,11 @@ from llm_finetune.components.shared.json_messages import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation
 from llm_finetune.components.tokens.tokenize.marks import function_of
 
+Shape = tuple[Any, ...]
+"""What of a message may decide how a template renders it; its role comes first."""
 
-def without_repeats(conversation: Conversation) -> tuple[list[int], tuple[Any, ...]]:
+
+def without_repeats(conversation: Conversation) -> tuple[Sequence[int], Shape]:
     """Picks the messages that show all that a conversation has, in order.
 
     Of exchanges (a user and all that follows) with the same shape the first one stays, and the last exchange; inside
@@ -21,51 +25,48 @@ def without_repeats(conversation: Conversation) -> tuple[list[int], tuple[Any, .
     Returns:
         The indices of the messages, and the shape of what is left, tools included.
     """
-    turns = conversation.turns
-    shapes = [_turn(turn) for turn in turns]
+    kept, shapes = _picked_messages(tuple([_turn(turn) for turn in conversation.turns]))
+    return kept, (_tools(conversation.tools), shapes) if conversation.tools else shapes
 
-    def begun_by(role: str) -> Callable[[int], bool]:
-        return lambda i: bool(turns[i]["role"] == role)
 
-    exchanges = _parts(range(len(turns)), begun_by("user"))
-    short = [_picked(_parts(exchange, begun_by("assistant")), shapes) for exchange in exchanges]
+@lru_cache(4096)
+def _picked_messages(shapes: tuple[Shape, ...]) -> tuple[list[int], Shape]:
+    exchanges = _parts(range(len(shapes)), "user", shapes)
+    short = [_picked(_parts(exchange, "assistant", shapes), shapes) for exchange in exchanges]
     kept = _picked(short, shapes)
-    return kept, (_tools(conversation.tools), tuple(shapes[i] for i in kept))
+    return kept, tuple(shapes[i] for i in kept)
 
 
-def _parts(indices: Sequence[int], begins: Callable[[int], bool]) -> Iterator[list[int]]:
-    part: list[int] = []
+def _parts(indices: Sequence[int], role: str, shapes: tuple[Shape, ...]) -> list[list[int]]:
+    """Divides messages before each one of a role."""
+    parts: list[list[int]] = []
     for i in indices:
-        if part and begins(i):
-            yield part
-            part = []
-        part.append(i)
-    yield part
+        if not parts or shapes[i][0] == role:
+            parts.append([])
+        parts[-1].append(i)
+    return parts
 
 
-def _picked(parts: Iterator[list[int]] | list[list[int]], shapes: list[Any]) -> list[int]:
+def _picked(parts: list[list[int]], shapes: tuple[Shape, ...]) -> list[int]:
     """Returns the indices of the first part of each shape, and of the last part."""
-    every = list(parts)
-    if len(every) == 1:
-        return every[0]
-    numbers: dict[Any, int] = {}
-    for number, part in enumerate(every):
-        numbers.setdefault(tuple(shapes[i] for i in part), number)
-    return list(chain.from_iterable(every[number] for number in sorted({*numbers.values(), len(every) - 1})))
+    first: dict[Any, int] = {}
+    for number, part in enumerate(parts):
+        first.setdefault(tuple(shapes[i] for i in part), number)
+    return list(chain.from_iterable(parts[number] for number in sorted({*first.values(), len(parts) - 1})))
 
 
-def _turn(turn: dict[str, Any]) -> tuple[Any, ...]:
-    """Returns what of a message may decide how a template renders it."""
-    said = tuple(bool(turn.get(field)) for field in ("content", *REASONING))
-    return turn["role"], said, tuple(_call(call) for call in turn.get("tool_calls", ()))
+def _turn(turn: dict[str, Any]) -> Shape:
+    if len(turn) == 2:  # role and content, nearly always
+        return turn["role"], bool(turn["content"])
+    said = [field for field in ("content", *REASONING) if turn.get(field)]
+    return turn["role"], *said, tuple(_call(call) for call in turn.get("tool_calls", ()))
 
 
-def _call(call: dict[str, Any]) -> tuple[Any, ...]:
+def _call(call: dict[str, Any]) -> Shape:
     arguments = function_of(call).get("arguments")
     kinds = arguments.values() if isinstance(arguments, dict) else [arguments]
     return "function" in call, isinstance(arguments, dict), frozenset(type(value) for value in kinds)
 
 
-def _tools(tools: list[dict[str, Any]] | None) -> tuple[Any, ...]:
-    described = [bool(function_of(tool).get("description")) for tool in tools or ()]
-    return bool(tools), len(described) > 1, any(described)
+def _tools(tools: list[dict[str, Any]]) -> Shape:
+    return len(tools) > 1, any(function_of(tool).get("description") for tool in tools)

@@ -95,7 +95,8 @@ def tokenize(
         Metadata of the train and of the validation tokens.
 
     Raises:
-        UserError: If the tokenizer is not usable, a document is too long and `overlength` is error, or none is left.
+        UserError: If the tokenizer is not usable, its chat template drops something that a row holds, a document is too
+            long and `overlength` is error, or none is left.
     """
     if settings.num_proc:
         os.environ["RAYON_NUM_THREADS"] = str(settings.num_proc)
