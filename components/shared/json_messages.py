@@ -14,6 +14,8 @@ ROLE_NAMES = {
     "function_call": "assistant",
 }
 """Other names of the roles, those of ShareGPT among them."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which data has what the assistant thought before it answered."""
 
 
 def call(text: str | None) -> str | None:
@@ -28,13 +30,22 @@ def call(text: str | None) -> str | None:
 
 def messages(text: str | None) -> list[dict[str, Any]] | None:
     """Returns the conversation that a JSON text holds, with the fields of `TOOL_MESSAGE`; None if it holds none."""
+    said = _list(text)
+    return None if said is None else [_message(message) for message in said]
+
+
+def has(text: str | None, field: str) -> bool:
+    """Tells whether a message of the conversation that a JSON text holds has something in a field."""
+    values = (message.get(field) for message in _list(text) or [])
+    return any(value.strip() if isinstance(value, str) else value for value in values)
+
+
+def _list(text: str | None) -> list[dict[str, Any]] | None:
     try:
         said = json.loads(text or "")
     except ValueError:
         return None
-    if not isinstance(said, list) or not all(isinstance(message, dict) for message in said):
-        return None
-    return [_message(message) for message in said]
+    return said if isinstance(said, list) and all(isinstance(message, dict) for message in said) else None
 
 
 def _message(said: dict[str, Any]) -> dict[str, Any]:

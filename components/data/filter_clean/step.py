@@ -19,6 +19,7 @@ from llm_finetune.components.shared.layouts import Mixture, layout_of, recognise
 from llm_finetune.components.shared.pii import PersonalData
 from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.text import check_columns
+from llm_finetune.components.shared.unread_fields import refuse_unread
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,13 @@ def filter_clean(
         Facts for the artifacts' metadata.
 
     Raises:
-        UserError: If a column is missing, or nothing is left.
+        UserError: If a column is missing, messages have a field that is not read, or nothing is left.
     """
     schema = tables.schema(raw_dataset)
     fields = recognised(schema, settings)
     check_columns(schema, fields)
+    if fields.chat_key:
+        refuse_unread(raw_dataset, fields.chat_key)
     personal = PersonalData(settings.phone_region) if settings.pii != "off" else None
     worker = Worker(Cleaner(fields), personal, Judge(settings), Mixture(schema, fields), Tally())
     tally = worker.tally

@@ -24,6 +24,7 @@ from llm_finetune.components.shared.questions import Question, write
 from llm_finetune.components.shared.rows import check_accounted
 from llm_finetune.components.shared.settings import listed
 from llm_finetune.components.shared.text import check_columns
+from llm_finetune.components.shared.unread_fields import refuse_unread
 
 CHAT = "chat"
 Form = Chat | Instruction | PlainText
@@ -90,6 +91,8 @@ def format_sft(
     fields = recognised(columns, settings)
     for dataset in (train_dataset, val_dataset):
         check_columns(tables.schema(dataset), fields)
+        if fields.chat_key:
+            refuse_unread(dataset, fields.chat_key)
     form = _form(fields, columns)
     layout = layout_of(columns, fields)
     train = _format(train_dataset, train_sft, "training", form, layout, settings)

@@ -1,10 +1,10 @@
 """Documents as token ids and labels: encoded in batches and kept in Arrow arrays."""
 
+import contextlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.tokens.tokenize.conversation import RenderedRow, render_conversation
+from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow, render_conversation
+from llm_finetune.components.tokens.tokenize.marks import Piece
+from llm_finetune.components.tokens.tokenize.omissions import Omissions, Tally
 from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary
 
 IGNORED = -100
@@ -21,6 +23,8 @@ ROWS_PER_BATCH = 512
 """Documents that one thread encodes at once: enough to keep all cores busy, few enough to be nothing in memory."""
 BATCHES_AHEAD = 16
 """Tokenised batches that may wait while the ones before are packed and written, so that the encoder need not."""
+ROWS_COUNTED = 10_000
+"""Rows that are looked through to count those of which the chat template drops something."""
 
 _TEXTS = ["prompt", "completion"]
 
@@ -72,6 +76,10 @@ def joined(parts: Sequence[Documents]) -> Documents:
     return Documents(row, ids, labels)
 
 
+class _Dropped(Exception):
+    """The chat template drops something that a row holds."""
+
+
 def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
     """Tokenises a split, several batches at once, so that no core waits while tokens are gathered.
 
@@ -83,23 +91,39 @@ def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bo
 
     Yields:
         Documents, in the split's order.
+
+    Raises:
+        UserError: If the chat template does not take a conversation, or drops something that one holds; or if nothing
+            of a row would be trained but special tokens, or the model has no embedding for one of its tokens.
     """
     names = tables.schema(source).names
     columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
+
+    omissions = Omissions(vocabulary.tokenizer, every_answer)
 
     def work(numbered: tuple[int, pa.RecordBatch]) -> Documents:
         first, batch = numbered
         if columns is _TEXTS:
             texts = zip(*(batch[name].to_pylist() for name in _TEXTS), strict=True)
-            rows = [RenderedRow(vocabulary.bos + prompt, completion) for prompt, completion in texts]
+            rows = [
+                RenderedRow(vocabulary.bos + prompt, completion, completion.strip()) for prompt, completion in texts
+            ]
         else:
-            rows = list(_conversations(batch, first, split, vocabulary.tokenizer, every_answer))
+            rows = []
+            for _, row, lost in _conversations(batch, first, split, omissions):
+                if lost:
+                    raise _Dropped
+                rows.append(row)
         documents = _documents(rows, first, vocabulary)
+        _refuse_silence(documents, rows, split, vocabulary)
         _refuse_unknown_ids(documents, split, vocabulary)
         return documents
 
     batches = _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH))
-    yield from tables.in_parallel(work, batches, BATCHES_AHEAD)
+    try:
+        yield from tables.in_parallel(work, batches, BATCHES_AHEAD)
+    except _Dropped:
+        raise UserError(_what_is_dropped(source, columns, split, vocabulary.label, omissions)) from None
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -111,13 +135,27 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Recor
 
 
 def _conversations(
-    batch: pa.RecordBatch, first: int, split: str, tokenizer: Any, every_answer: bool
-) -> Iterator[RenderedRow]:
-    for row, conversation in enumerate(batch.to_pylist(), first):
+    batch: pa.RecordBatch, first: int, split: str, omissions: Omissions
+) -> Iterator[tuple[int, RenderedRow, list[Piece]]]:
+    """Renders conversations; yields the number of each, its text, and what that lacks of it."""
+    for number, row in enumerate(batch.to_pylist(), first):
         try:
-            yield render_conversation(tokenizer, conversation["messages"], conversation.get("tools"), every_answer)
+            conversation = Conversation.of(row["messages"], row.get("tools"))
+            rendered = render_conversation(omissions.tokenizer, conversation, omissions.every_answer)
         except UserError as error:
-            raise UserError(f"row {row} of the {split} split: {error}") from error
+            raise UserError(f"row {number} of the {split} split: {error}") from error
+        yield number, rendered, omissions.of(conversation, rendered)
+
+
+def _what_is_dropped(source: Path, columns: list[str], split: str, model: str, omissions: Omissions) -> str:
+    tally = Tally()
+    with contextlib.suppress(UserError):  # another mistake in a later row ends the count
+        for first, batch in _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH)):
+            for number, _, lost in _conversations(batch, first, split, omissions):
+                tally.add(number, lost)
+            if tally.counts and tally.rows >= ROWS_COUNTED:
+                break
+    return tally.told(model, split)
 
 
 def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
@@ -135,7 +173,7 @@ def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> D
     for number, row in enumerate(rows):
         if row.trained:
             asked = slice(ends[2 * number], ends[2 * number + 1])
-            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained), flat[asked], IGNORED)
+            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained.values()), flat[asked], IGNORED)
     offsets = pa.array(ends[::2], pa.int32())
     return Documents(
         pa.array(np.arange(first, first + len(rows))),
@@ -143,6 +181,26 @@ def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> D
         pa.ListArray.from_arrays(offsets, pa.array(labels)),
         sum(row.untrained for row in rows),
     )
+
+
+def _refuse_silence(documents: Documents, rows: list[RenderedRow], split: str, vocabulary: Vocabulary) -> None:
+    """Refuses a row of which nothing would be trained but special tokens, unless they are what it says."""
+    labels = documents.labels.flatten().to_numpy()
+    words = (labels != IGNORED) & ~np.isin(labels, vocabulary.special)
+    starts = np.cumsum(documents.lengths) - documents.lengths
+    silent = []
+    for i in np.flatnonzero(~np.logical_or.reduceat(words, starts)):
+        trained = [token for token in documents.labels[i].as_py() if token != IGNORED]
+        text = vocabulary.tokenizer.decode(trained)
+        if not rows[i].answer or rows[i].answer not in text:
+            silent.append((documents.row[i], text))
+    if silent:
+        row, text = silent[0]
+        more = f" (and of {len(silent) - 1} of the {len(rows)} rows around it)" if len(silent) > 1 else ""
+        raise UserError(
+            f"row {row} of the {split} split: of its answer{more} nothing would be trained but {text!r}, since the "
+            "chat template or the tokenizer has nothing else for it. Remove the row, or take another base model"
+        )
 
 
 def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary) -> None:
@@ -160,7 +218,7 @@ def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary
     )
 
 
-def _inside(offsets: list[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+def _inside(offsets: list[tuple[int, int]], ranges: Iterable[tuple[int, int]]) -> np.ndarray:
     """Tells for each token whether all its characters lie in one of the ranges."""
     start, end = np.array(offsets).T
     return np.any([(start >= first) & (end <= last) for first, last in ranges], axis=0)

@@ -96,12 +96,13 @@ def tokenize(
         Metadata of the train and of the validation tokens.
 
     Raises:
-        UserError: If the tokenizer is not usable, a document is too long and `overlength` is error, or none is left.
+        UserError: If the tokenizer is not usable, its chat template drops something that a row holds, a document is too
+            long and `overlength` is error, or none is left.
     """
     if settings.num_proc:
         os.environ["RAYON_NUM_THREADS"] = str(settings.num_proc)
     name = model or settings.model_name
-    vocabulary = load_vocabulary(name, template_beside(Path(train_sft)))
+    vocabulary = load_vocabulary(name, template_beside(Path(train_sft)), model_label)
     facts = {}
     gc.freeze()  # the libraries' objects stay; to look through them again and again takes a tenth of the time
     try:

@@ -4,9 +4,11 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 from tokenizers import Encoding
 
@@ -35,6 +37,7 @@ class Vocabulary:
         anchor: Text to encode before a completion and cut off again, where text on its own gets a word boundary that
             the same text behind a prompt has not (SentencePiece-style tokenizers); empty elsewhere.
         embeddings: Tokens that the model has embeddings for; 0 where its configuration is not at hand.
+        label: Name of the model for people.
     """
 
     tokenizer: Any
@@ -43,6 +46,12 @@ class Vocabulary:
     special_ids: frozenset[int]
     anchor: str
     embeddings: int = 0
+    label: str = ""
+
+    @cached_property
+    def special(self) -> np.ndarray:
+        """The ids of control tokens as an array."""
+        return np.array(sorted(self.special_ids), np.int32)
 
     def encode(self, texts: list[str], with_offsets: bool = False) -> list[Encoding]:
         """Encodes texts whose special tokens are written out, as a server encodes a rendered chat.
@@ -93,13 +102,14 @@ class Vocabulary:
         return str(self.tokenizer.eos_token) if prompt.ids[-1] in self.special_ids else self.anchor
 
 
-def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
+def load_vocabulary(model: str, chat_template: str | None, label: str = "") -> Vocabulary:
     """Loads a tokenizer and gives it the chat template of the training format.
 
     Args:
         model: Folder or Hub id of the base model.
         chat_template: Jinja template that renders a request as the training prompt, without a beginning-of-sequence
             token; None keeps the model's own.
+        label: Name of the model for people; empty takes `model`.
 
     Returns:
         The vocabulary.
@@ -128,10 +138,11 @@ def load_vocabulary(model: str, chat_template: str | None) -> Vocabulary:
             f"template=chat, but the tokenizer of {model!r} has no chat template. "
             "Use an instruct model, or an instruction template such as the default"
         )
-    elif bos and not _renders_bos(tokenizer):
-        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    elif bos:
+        tokenizer.chat_template = _with_bos(tokenizer)
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return Vocabulary(tokenizer, bos, tokenizer.eos_token_id, special_ids, _anchor(tokenizer), _embeddings(Path(model)))
+    anchor, embeddings = _anchor(tokenizer), _embeddings(Path(model))
+    return Vocabulary(tokenizer, bos, tokenizer.eos_token_id, special_ids, anchor, embeddings, label or model)
 
 
 def template_beside(sft: Path) -> str | None:
@@ -155,13 +166,20 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _renders_bos(tokenizer: Any) -> bool:
-    """Tells whether the chat template writes the beginning token, which nobody else adds to a rendered chat."""
+def _with_bos(tokenizer: Any) -> str | dict[str, str]:
+    """Returns the chat template, or each of several, with the beginning token, which nobody else adds to a chat."""
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        return {name: _beginning(tokenizer, template) for name, template in own.items()}
+    return _beginning(tokenizer, own)
+
+
+def _beginning(tokenizer: Any, template: str) -> str:
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
     except TemplateError:  # one that wants more than a question; its rows will say what
-        return True
-    return bool(text.startswith(tokenizer.bos_token))
+        return template
+    return template if text.startswith(tokenizer.bos_token) else "{{ bos_token }}" + template
 
 
 def _anchor(tokenizer: Any) -> str:

@@ -1,10 +1,10 @@
 """Conversations: every answer is trained on the very tokens that the served model reads and writes."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from conversation_rows import answers, talk, tokenized
 from tokenizers_by_family import FAMILIES, family_tokenizer
 from transformers import AutoTokenizer
 
@@ -33,34 +33,6 @@ FORGETFUL = (
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def tokenized(tmp_path: Path, tokenizer: Path, columns: pa.Table, **settings: object) -> tuple[dict, list[dict]]:
-    with tables.ShardWriter(tmp_path / "sft", columns.schema) as writer:
-        writer.write(columns)
-    out = [tmp_path / name for name in ("train", "val", "page.html")]
-    chosen = step.Settings(packing=False, **settings)
-    _, facts = step.tokenize(tmp_path / "sft", tmp_path / "sft", *out, chosen, model=str(tokenizer))
-    return facts, tables.head(out[1], 100).to_pylist()
-
-
-def talk(*conversations: list[dict], kind: pa.DataType | None = None, **more: object) -> pa.Table:
-    columns = {"prompt": ["-"] * len(conversations), "completion": ["-"] * len(conversations)}
-    return pa.table({**columns, "messages": pa.array(conversations, kind), **more})
-
-
-def answers(row: dict) -> list[tuple[int, list[int]]]:
-    """Returns where each trained stretch begins, and its tokens."""
-    found: list[tuple[int, list[int]]] = []
-    for position, (token, label) in enumerate(zip(row["input_ids"], row["labels"], strict=True)):
-        assert label in (-100, token)
-        if label == -100:
-            continue
-        if position and row["labels"][position - 1] != -100:
-            found[-1][1].append(token)
-        else:
-            found.append((position, [token]))
-    return found
 
 
 @pytest.mark.parametrize("family", [name for name, traits in FAMILIES.items() if traits[5]])
