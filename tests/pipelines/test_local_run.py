@@ -59,6 +59,7 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert len(ended) == 16
     assert {"Data Report", "Merge & Export", "vLLM Serve"} < set(ended) and ended[-1] == "Report"
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
+    assert re.search(r"^merged weights: dtype (bfloat16|float16|float32)$", whole.stdout, re.MULTILINE)
     pages = re.findall(r"file://(\S+)", whole.stdout)
     assert len(pages) >= 12
     assert all(Path(page).exists() for page in pages)
