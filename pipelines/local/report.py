@@ -38,6 +38,8 @@ def show_results(console: Console, run: LocalRun) -> None:
         content = json.loads(report.read_text(encoding="utf-8"))
         console.print(_figures(content["metrics"]))
         console.print(_answers(content["samples"][:ANSWERS_SHOWN]))
+    for line in _merged_types(run.state):
+        console.print(Text(line), soft_wrap=True)
     console.print(_times(run))
 
 
@@ -57,6 +59,14 @@ def closed_gate(state: RunState) -> str:
     report = state.output("quality-gate", "gate_report")
     text = report.read_text(encoding="utf-8") if report else ""
     return text.split("\n")[2] if text.startswith("# Quality Gate: closed") else ""
+
+
+def _merged_types(state: RunState) -> list[str]:
+    """Returns the type of the merged weights, and what was measured of each that was tried."""
+    page = state.output("merge-export", "model_summary")
+    rows = page.read_text(encoding="utf-8").splitlines() if page else []
+    shown = (row.strip("| ").replace("\\", "").split(" | ") for row in rows if row.startswith(("| dtype ", "| tried ")))
+    return [f"merged weights: {name} {value}" for name, value in shown]
 
 
 def _figures(metrics: dict[str, float]) -> Table:

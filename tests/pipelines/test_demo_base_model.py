@@ -192,6 +192,15 @@ def test_a_damaged_folder_is_made_again(index: Path, tmp_path: Path) -> None:
     assert not base_model.is_complete(folder)
 
 
+def test_a_folder_of_others_stays(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds something else than SmolLM2-135M-Instruct .* would be replaced"):
+        base_model.fetch_base_model(tmp_path, progress=lambda line: None)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert base_model.is_complete(base_model.fetch_base_model(tmp_path / "empty", progress=lambda line: None))
+
+
 def test_another_file_under_the_same_name_is_refused(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

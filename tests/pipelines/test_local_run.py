@@ -70,6 +70,7 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert len(ended) == 16
     assert {"Data Report", "Merge & Export", "vLLM Serve"} < set(ended) and ended[-1] == "Report"
     assert re.search(r"loss per completion token .* \d\.\d+", whole.stdout)
+    assert re.search(r"^merged weights: dtype (bfloat16|float16|float32)$", whole.stdout, re.MULTILINE)
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)

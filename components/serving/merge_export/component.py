@@ -15,6 +15,7 @@ def merge_export(
     hub_repo: str = "",
     save_format: str = "safetensors",
     export_uri: str = "",
+    export_overwrite: bool = False,
     private: bool = True,
     dtype: str = "auto",
     keep_adapter: bool = False,
@@ -40,9 +41,14 @@ def merge_export(
         push_to_hub: Push the folder to the Hugging Face Hub; needs a token with write access in HF_TOKEN.
         hub_repo: Repository to push to, owner/name; made when absent.
         save_format: safetensors, or pt for pickle files (written with a warning; vLLM Serve takes safetensors only).
-        export_uri: Where to copy the folder as well: gs://, s3:// or a mounted path; a manifest is written last.
+        export_uri: Where to copy the folder as well: gs://, s3:// or a mounted path; a manifest is written last. The
+            place is empty, or holds an earlier export: of that, what the new one lacks is removed, and nothing else.
+        export_overwrite: Write to an export_uri or hub_repo that holds files of others too: those of the same names
+            are replaced, all others stay.
         private: Whether a new repository on the Hub is private.
-        dtype: Precision of the stored weights: bfloat16, float16, float32, or auto for the base model's own.
+        dtype: Precision of the stored weights: bfloat16, float16, float32, or auto for the narrowest that keeps what
+            was trained: the first of bfloat16, float16 (where the values fit its range) and float32 that stays within
+            loss_tolerance and min_agreement. Of the two 16-bit types, the base model's own comes first.
         keep_adapter: Keep the adapter in a folder of its own beside the weights.
         loss_tolerance: Largest difference of the validation loss between adapter and merged model, in nats per token.
         min_agreement: Least share of validation tokens that both must find most likely.

@@ -33,12 +33,13 @@ class Destinations:
             uri: The artifact's own URI.
 
         Raises:
-            UserError: If a place refuses, or the Model Registry were to be told of a path that no server can read.
+            UserError: If a place refuses or holds files of others, or the Model Registry were to be told of a path that
+                no server can read.
         """
         if settings.push_to_hub:
-            publish.check_hub()
+            publish.check_hub(settings.hub_repo, settings.export_overwrite)
         if settings.export_uri:
-            check_export(settings.export_uri)
+            check_export(settings.export_uri, settings.export_overwrite)
         if not settings.registry_url:
             return cls(settings, uri)
         storage_of(settings.export_uri or uri)
@@ -58,10 +59,10 @@ class Destinations:
         """
         chosen, commit, registered = self.settings, "", ""
         if chosen.export_uri:
-            export(folder, chosen.export_uri)
+            export(folder, chosen.export_uri, chosen.export_overwrite)
         if chosen.push_to_hub:
             message = f"Fine-tuned {base_name or 'model'}"
-            commit = publish.push(folder, chosen.hub_repo, chosen.private, message)
+            commit = publish.push(folder, chosen.hub_repo, chosen.private, message, chosen.export_overwrite)
         if self.registry is not None:
             version = content.removeprefix("sha256:")[:12]
             where = storage_of(chosen.export_uri or self.uri).uri

@@ -17,6 +17,12 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
 OWN_TOKENIZER_KEYS = ("backend", "is_local", "local_files_only")
 
 
+def empty(folder: Path) -> None:
+    """Takes everything out of a folder of ours."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def add_tokenizer(ft_result: Path, folder: Path) -> None:
     """Puts the tokenizer, its chat template and the generation config of the training beside the weights.
 

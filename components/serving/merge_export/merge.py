@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from llm_finetune.components.serving.merge_export import shards, streaming
 from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers, parity_rows
-from llm_finetune.components.serving.merge_export.weights import StoredWeights
+from llm_finetune.components.serving.merge_export.weights import StoredWeights, cast
 from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.errors import UserError
@@ -36,7 +36,11 @@ class Merger(Protocol):
         """
 
     def write(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes the merged weights and their config.json; comes last."""
+        """Writes the merged weights and their config.json into an empty folder.
+
+        Raises:
+            OutOfRange: If `dtype` can't hold a weight.
+        """
 
     def merged_answers(self, folder: Path, rows: Rows, dtype: torch.dtype) -> Answers:
         """Returns what the merged model answers, read back from its files and run in `dtype`."""
@@ -123,6 +127,8 @@ class InMemory:
             merged = self._with_adapter(self.load_in_4bit).merge_and_unload(safe_merge=True)
         except ValueError as error:
             raise UserError(f"the adapter can't be merged: {str(error).strip()}") from error
+        for name, parameter in merged.named_parameters():
+            cast(name, parameter.data, dtype)
         merged.to(dtype).save_pretrained(folder, max_shard_size=SHARD_SIZE)
         del merged
         _free_memory()
@@ -161,6 +167,11 @@ def stored_dtype(model_config: str | Path) -> torch.dtype:
     """Returns the type that most of the base model's weights are stored in; of other types, the one to compute in."""
     most = StoredWeights(resolve(model_config)[0]).types().most_common(1)[0][0]
     return getattr(torch, most) if most in EXPORTED else torch.bfloat16
+
+
+def model_type(model_config: str | Path) -> str:
+    """Returns the base model's architecture, as its config.json names it."""
+    return str(AutoConfig.from_pretrained(resolve(model_config)[0], trust_remote_code=False).model_type)
 
 
 def choose_device(model_config: str | Path) -> str:

@@ -1,6 +1,8 @@
 """How far two models' answers to the same rows are apart."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,14 @@ class Answers:
         tokens: Labelled positions.
         top: Most likely token at each of them.
         logits: Logits at the first positions of every row, float32 `[positions, vocabulary]`.
+        largest: Largest absolute value that a layer took or gave.
     """
 
     loss: float
     tokens: int
     top: torch.Tensor
     logits: torch.Tensor
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,37 @@ class Parity:
     loss_difference: float
     agreement: float
     max_logit_difference: float
+
+    def short(self) -> str:
+        """Returns the figures in a few words."""
+        return (
+            f"loss {self.merged_loss:.4f} against the adapter's {self.adapter_loss:.4f} ({self.loss_difference:+.2g}), "
+            f"the same most likely token on {self.agreement:.1%}"
+        )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a merged model may be from the adapter.
+
+    Attributes:
+        loss_tolerance: Largest difference of the loss, in nats per token.
+        min_agreement: Least share of positions with the same most likely token.
+    """
+
+    loss_tolerance: float
+    min_agreement: float
+
+    def broken_by(self, parity: Parity) -> str:
+        """Returns the figures if one is out of bounds or not finite, else nothing."""
+        if abs(parity.loss_difference) <= self.loss_tolerance and parity.agreement >= self.min_agreement:
+            return ""
+        return (
+            f"on {parity.parity_rows} validation rows ({parity.parity_tokens} tokens) the adapter has loss "
+            f"{parity.adapter_loss:.4f}, the merged model {parity.merged_loss:.4f} (at most {self.loss_tolerance:g} "
+            f"apart), and they agree on {parity.agreement:.1%} of the tokens (at least {self.min_agreement:.1%}); "
+            f"largest logit difference {parity.max_logit_difference:.3f}"
+        )
 
 
 def parity_rows(ft_result: str | Path) -> Rows:
@@ -88,10 +123,10 @@ def answers(model: Any, rows: Rows, device: str) -> Answers:
         device: Where it computes.
 
     Returns:
-        Its loss, its most likely tokens and some of its logits.
+        Its loss, its most likely tokens, some of its logits and how large its activations become.
     """
     total, top, logits = 0.0, [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), _watched(model, device) as largest:
         for group in by_length([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE):
             here, targets, owner = completion_logits(model, padded([rows[index] for index in group], device))
             total += float(nn.functional.cross_entropy(here, targets, reduction="none").double().sum())
@@ -99,7 +134,26 @@ def answers(model: Any, rows: Rows, device: str) -> Answers:
             firsts = [(owner == row).nonzero()[:KEPT_PER_ROW, 0] for row in range(len(group))]
             logits.append(here[torch.cat(firsts)].cpu())
     tokens = sum(len(part) for part in top)
-    return Answers(total / tokens, tokens, torch.cat(top), torch.cat(logits))
+    return Answers(total / tokens, tokens, torch.cat(top), torch.cat(logits), float(largest))
+
+
+@contextmanager
+def _watched(model: Any, device: str) -> Iterator[torch.Tensor]:
+    """Gives the largest absolute value, so far, of what the model's layers take and give."""
+    largest = torch.zeros((), device=device)
+
+    def look(_: nn.Module, taken: tuple[Any, ...], given: Any) -> None:
+        for value in (*taken[:1], given[0] if isinstance(given, tuple) and given else given):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                for bound in value.aminmax():
+                    torch.maximum(largest, bound.abs().to(largest), out=largest)
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def compare(adapter: Answers, merged: Answers, rows: int) -> Parity:
@@ -121,26 +175,4 @@ def compare(adapter: Answers, merged: Answers, rows: int) -> Parity:
         loss_difference=merged.loss - adapter.loss,
         agreement=float((adapter.top == merged.top).double().mean()),
         max_logit_difference=float((adapter.logits - merged.logits).abs().max()),
-    )
-
-
-def refuse_difference(parity: Parity, loss_tolerance: float, min_agreement: float) -> None:
-    """Refuses a merged model that isn't what was trained.
-
-    Args:
-        parity: The differences.
-        loss_tolerance: Largest difference of the loss, in nats per token.
-        min_agreement: Least share of positions with the same most likely token.
-
-    Raises:
-        UserError: With the figures, if one is out of bounds or not finite.
-    """
-    if abs(parity.loss_difference) <= loss_tolerance and parity.agreement >= min_agreement:
-        return
-    raise UserError(
-        f"the merged model isn't the one that was trained: on {parity.parity_rows} validation rows "
-        f"({parity.parity_tokens} tokens) the adapter has loss {parity.adapter_loss:.4f}, the merged model "
-        f"{parity.merged_loss:.4f} (at most {loss_tolerance:g} apart), and they agree on {parity.agreement:.1%} of the "
-        f"tokens (at least {min_agreement:.1%}); largest logit difference {parity.max_logit_difference:.3f}. A wider "
-        "dtype (float32) loses less in rounding; loss_tolerance and min_agreement are the bounds"
     )

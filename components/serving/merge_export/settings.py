@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.settings import CardSettings
 
@@ -14,6 +14,7 @@ class Settings(CardSettings):
     hub_repo: str = ""
     save_format: Literal["safetensors", "pt"] = "safetensors"
     export_uri: str = ""
+    export_overwrite: bool = False
     private: bool = True
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     keep_adapter: bool = False
@@ -21,6 +22,20 @@ class Settings(CardSettings):
     min_agreement: float = Field(0.95, ge=0, le=1)
     registry_url: str = Field("", pattern=r"^(https?://\S+)?$")
     registered_model: str = ""
+
+    @field_validator("export_uri")
+    @classmethod
+    def _below_the_root(cls, uri: str) -> str:
+        scheme, _, place = uri.rpartition("://")
+        in_bucket = scheme not in ("", "file", "local", "memory")
+        parts = [part for part in place.split("/") if part not in ("", ".")]
+        if uri and len(parts) < 1 + in_bucket:
+            whole = f"{scheme}://{(parts or ['bucket'])[0]}" if in_bucket else "/mnt"
+            raise ValueError(
+                f"it is the root of a {'bucket' if in_bucket else 'file system'}: give a folder of the model's "
+                f"own, such as {whole}/models/my-model"
+            )
+        return uri
 
     @model_validator(mode="after")
     def _somewhere_to_push(self) -> Self:

@@ -16,7 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import nn
 
-from llm_finetune.components.serving.merge_export.weights import ADAPTER, StoredWeights
+from llm_finetune.components.serving.merge_export.weights import ADAPTER, StoredWeights, cast
 from llm_finetune.components.shared.base_model import INDEX
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.losses import unwrapped
@@ -39,6 +39,7 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
         shard_size: Most bytes per file; where the base's own files are smaller, so are these.
 
     Raises:
+        OutOfRange: If `dtype` can't hold a weight.
         UserError: If the adapter holds values that are not finite.
     """
     merge = _Merge(unwrapped(model), stored, dtype)
@@ -70,12 +71,12 @@ class _Merge:
         owner = self.owners.get(name)
         if not isinstance(owner, LoraLayer):
             whole = self.stored[name] if owner is None else _trained(owner, name)
-            yield whole.to(self.dtype) if whole.is_floating_point() else whole
+            yield cast(name, whole, self.dtype) if whole.is_floating_point() else whole
             return
         weight = self.stored[name]
         rows = max(BLOCK // weight.shape[-1] // ALIGNED, 1) * ALIGNED if _merges_by_rows(owner) else len(weight)
         for start in range(0, len(weight), rows):
-            merged = _merged(owner, weight[start : start + rows], start).to(self.dtype)
+            merged = cast(name, _merged(owner, weight[start : start + rows], start), self.dtype)
             if not all(bound.isfinite() for bound in merged.aminmax()):
                 raise UserError(f"the adapter can't be merged: with it {name} holds values that are not finite")
             yield merged

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llm_finetune.components.serving.merge_export import layout, merge, parity
+from llm_finetune.components.serving.merge_export import layout, merge, parity, precision
 from llm_finetune.components.serving.merge_export.destinations import Destinations
 from llm_finetune.components.serving.merge_export.model_card import write_model_card
 from llm_finetune.components.serving.merge_export.settings import Settings
@@ -26,6 +27,7 @@ class MergeFacts:
         base_revision: Its commit.
         save_format: `safetensors` or `pt`.
         dtype: Precision of the stored weights.
+        dtype_reason: Why this one, with the figures of those that were refused.
         size_bytes: Bytes of the weights.
         merged_into: `original weights` or `weights dequantised from NF4`.
         parity_rows: Rows compared.
@@ -49,6 +51,7 @@ class MergeFacts:
     base_revision: str
     save_format: str
     dtype: str
+    dtype_reason: str
     size_bytes: int
     merged_into: str
     parity_rows: int
@@ -104,18 +107,18 @@ def merge_export(
     base, training = base or {}, training or {}
     load_in_4bit = merge.trained_in_4bit(ft_result)
     rows = parity.parity_rows(ft_result)
-    dtype = merge.stored_dtype(model_config) if settings.dtype == "auto" else getattr(torch, settings.dtype)
     merger = merge.merger(model_config, ft_result, load_in_4bit)
     before = merger.adapter_answers(rows)
     on_original = merger.adapter_answers(rows, original=True) if load_in_4bit else before
     with whole_folder(merged_model) as folder:
-        merger.write(folder, dtype)
-        layout.add_tokenizer(Path(ft_result), folder)
-        layout.make_config_readable(folder)
-        # Many CPUs only emulate 16-bit products, tens of times slower; the weights are the rounded ones either way.
-        after = merger.merged_answers(folder, rows, dtype if torch.cuda.is_available() else torch.float32)
-        differences = parity.compare(before, after, len(rows))
-        parity.refuse_difference(differences, settings.loss_tolerance, settings.min_agreement)
+        tried = precision.narrowest(
+            settings.dtype,
+            merge.stored_dtype(model_config),
+            precision.beyond_float16(before.largest, merge.model_type(model_config)),
+            partial(_attempt, merger, Path(ft_result), folder, rows, before),
+            parity.Bounds(settings.loss_tolerance, settings.min_agreement),
+        )
+        taken = tried[-1]
         if settings.save_format == "pt":
             print("warning: save_format = pt writes pickle files, which can run code when they are loaded", flush=True)
             layout.to_pickle(folder)
@@ -123,7 +126,6 @@ def merge_export(
         if settings.keep_adapter:
             named = str(base.get("model_name", "")), str(base.get("revision", ""))
             layout.add_adapter(Path(ft_result), folder, *named)
-        dtype_name = str(dtype).removeprefix("torch.")
         write_model_card(
             folder,
             Path(model_config),
@@ -133,39 +135,55 @@ def merge_export(
             evaluation or {},
             plan or {},
             load_in_4bit=load_in_4bit,
-            dtype=dtype_name,
+            dtype=taken.dtype,
+            dtype_reason=precision.reason(settings.dtype, tried),
             save_format=settings.save_format,
-            parity=vars(differences),
+            parity=vars(taken.parity),
         )
         layout.make_readable_by_others(folder)
     content, name = content_hash(merged_model), str(base.get("model_name", ""))
-    figures = {"base_model": name, **vars(differences), **_numbers(evaluation or {})}
+    figures = {"base_model": name, **vars(taken.parity), **_numbers(evaluation or {})}
     sent = destinations.send(Path(merged_model), content, name, figures)
     facts = MergeFacts(
         base_model=name,
         base_revision=str(base.get("revision", "")),
         save_format=settings.save_format,
-        dtype=dtype_name,
+        dtype=taken.dtype,
+        dtype_reason=precision.reason(settings.dtype, tried),
         size_bytes=layout.weight_bytes(Path(merged_model)),
         merged_into="weights dequantised from NF4" if load_in_4bit else ORIGINAL,
-        **vars(differences),
+        **vars(taken.parity),
         loss_on_original_weights=on_original.loss,
         **sent,
         content_hash=content,
     )
-    _write_summary(model_summary, facts)
+    _write_summary(model_summary, facts, tried)
     return facts
+
+
+def _attempt(
+    merger: merge.Merger, ft_result: Path, folder: Path, rows: parity.Rows, before: parity.Answers, dtype: torch.dtype
+) -> parity.Parity:
+    """Writes the model in a type, in place of an earlier attempt, and compares it with the adapter."""
+    layout.empty(folder)
+    merger.write(folder, dtype)
+    layout.add_tokenizer(ft_result, folder)
+    layout.make_config_readable(folder)
+    # Many CPUs only emulate 16-bit products, tens of times slower; the weights are the rounded ones either way.
+    after = merger.merged_answers(folder, rows, dtype if torch.cuda.is_available() else torch.float32)
+    return parity.compare(before, after, len(rows))
 
 
 def _numbers(metadata: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metadata.items() if isinstance(value, int | float)}
 
 
-def _write_summary(path: str | Path, facts: MergeFacts) -> None:
+def _write_summary(path: str | Path, facts: MergeFacts, tried: list[precision.Tried]) -> None:
     shown = {
         "base model": facts.base_model or "unknown",
         "save_format": facts.save_format,
         "dtype": facts.dtype,
+        **({f"tried {one.dtype}": one for one in tried} if len(tried) > 1 else {}),
         "size": gigabytes(facts.size_bytes),
         "merged into": facts.merged_into,
         "adapter loss": f"{facts.adapter_loss:.4f}",
@@ -186,6 +204,12 @@ def _write_summary(path: str | Path, facts: MergeFacts) -> None:
         f"Losses in nats per completion token, on {facts.parity_rows} validation rows: the adapter on its base in "
         f"float32, the merged model as read back from its files in {facts.dtype}."
     ]
+    if len(tried) > 1:
+        wider = " float32 takes twice the memory of 16 bits, in the server too." if facts.dtype == "float32" else ""
+        notes.append(
+            "dtype = auto takes the narrowest type that keeps what was trained. A narrower one rounds away "
+            f"changes of the adapter that are smaller than its steps; a longer training makes larger ones.{wider}"
+        )
     if facts.save_format == "pt":
         notes.append("pt files are pickle: loading them can run code. Take safetensors wherever you can.")
     write_summary(path, "Merged model", shown, notes)

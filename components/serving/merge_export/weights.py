@@ -19,6 +19,10 @@ ADAPTER = "default"
 """PEFT's name for the one adapter of a model."""
 
 
+class OutOfRange(UserError):
+    """A type can't hold a weight."""
+
+
 class StoredWeights(Mapping[str, torch.Tensor]):
     """The tensors of a model folder by name; each look reads one from its file and keeps nothing."""
 
@@ -64,6 +68,30 @@ class StoredWeights(Mapping[str, torch.Tensor]):
                 names = [name for name in stored.keys() if self.files.get(name) == file]  # noqa: SIM118 - no mapping
                 found |= {name: _count(stored.get_slice(name).get_shape()) for name in names}
         return {name: found[name] for name in self.files}
+
+
+def cast(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns a weight in another type.
+
+    Args:
+        name: Its name, for the message.
+        values: Its values.
+        dtype: The type.
+
+    Raises:
+        OutOfRange: If a finite value has no finite one in the type.
+    """
+    if values.dtype == dtype:
+        return values
+    converted = values.to(dtype)
+    if not _finite(converted) and _finite(values):
+        most, largest = torch.finfo(dtype).max, max(abs(float(bound)) for bound in values.aminmax())
+        raise OutOfRange(f"{name} reaches {largest:,.0f}, and {str(dtype).removeprefix('torch.')} ends at {most:,.0f}")
+    return converted
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return all(bool(bound.isfinite()) for bound in values.aminmax())
 
 
 def through_nf4(weight: torch.Tensor, device: str = "cpu") -> torch.Tensor:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_finetune.components.serving.vllm_serve.model_folder import ModelFolder
+from llm_finetune.components.serving.vllm_serve.model_folder import ModelFolder, unnarrowed
 from llm_finetune.components.serving.vllm_serve.ports import HOST
 from llm_finetune.components.shared import engines
 from llm_finetune.components.shared.adapters import lora_rank
@@ -90,8 +90,10 @@ def vllm(
     # The module, not the `vllm` command: that one fails in the CPU distribution, whose package has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", f"--model={model.path}"]
     command += [f"--host={HOST}", f"--port={port}", f"--max-num-batched-tokens={max_batch_tokens}"]
+    if not adapter:  # a base with an adapter beside it is evaluated in vLLM's own choice
+        dtype = unnarrowed(dtype, model.dtype)
     if on_cpu:
-        dtype = _cpu_dtype() if dtype == "auto" else dtype
+        dtype = _cpu_dtype("bfloat16" if adapter else model.dtype) if dtype == "auto" else dtype
         max_model_len, cache = _cache(model, dtype, max_model_len)
         # Eager: compiling costs half a minute of every start and pays back only under long load.
         command += ["--enforce-eager", f"--kv-cache-memory-bytes={cache}"]
@@ -122,8 +124,10 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
     return Launch("transformers", command, engines.environment({"OMP_NUM_THREADS": threads}), folder, 0, dtype)
 
 
-def _cpu_dtype() -> str:
-    """Returns bfloat16 where the processor computes in it, else float32."""
+def _cpu_dtype(stored: str) -> str:
+    """Returns bfloat16 for weights stored in it where the processor computes in it, else float32."""
+    if stored != "bfloat16":
+        return "float32"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

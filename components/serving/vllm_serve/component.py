@@ -71,7 +71,8 @@ def vllm_serve(
         memory: Memory request and limit per pod.
         node_selector: Labels of the nodes to run on.
         max_model_len: Longest request and answer together, in tokens; 0 is the model's own.
-        dtype: Type to compute in: auto, float32, bfloat16 or float16.
+        dtype: Type to compute in: float32, bfloat16, float16, or auto, which is float32 for weights stored in float32,
+            and vLLM's own choice for others and for a base with adapters.
         serve_adapter: Serve the LoRA adapter on its base instead of the merged weights.
         adapter_base: Base model of the adapter: folder or URI; empty is what the adapter names. One on the Hub is
             fetched at the commit that the adapter was trained on, unless hf://owner/model:revision says another.

@@ -17,7 +17,7 @@ class ModelFolder:
         path: The folder.
         context_length: The longest sequence the model was made for, 0 if its config does not say.
         cache_values_per_token: Numbers that the KV cache keeps per token, 0 if the config does not say.
-        dtype: Type of the stored weights.
+        dtype: Type of the stored weights, empty if its config does not say.
     """
 
     path: Path
@@ -53,8 +53,19 @@ def read(path: str | Path) -> ModelFolder:
         path=folder,
         context_length=int(text.get("max_position_embeddings") or 0),
         cache_values_per_token=cache_values(config),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
     )
+
+
+def unnarrowed(asked: str, stored: str) -> str:
+    """Returns the type to compute in: the one asked for, but not vLLM's auto where that would narrow the weights.
+
+    Args:
+        asked: `auto`, or a type.
+        stored: Type of the stored weights. Merge & Export stores float32 where no narrower type keeps what was
+            trained; vLLM's auto would run it in 16 bits all the same.
+    """
+    return stored if asked == "auto" and stored == "float32" else asked
 
 
 def base_of(adapter: Path) -> str:

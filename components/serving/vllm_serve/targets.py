@@ -169,10 +169,13 @@ def planned(model: Served, settings: Settings) -> tuple[manifests.Deployment, st
         UserError: If the model cannot be served, or lies where a cluster cannot fetch it.
     """
     if not settings.serve_adapter:
+        stored = str(model.metadata.get("dtype", ""))
         if model.path.exists():
-            model_folder.read(model.path)
+            stored = model_folder.read(model.path).dtype
         store = storage_uris.storage_of(model.uri, model.metadata, settings.storage_endpoint)
-        return _deployment(model, store.uri, settings), store
+        return replace(
+            _deployment(model, store.uri, settings), dtype=model_folder.unnarrowed(settings.dtype, stored)
+        ), store
     adapter = adapters.of(model.path, model.uri, settings.adapter_base, model.metadata.get("origin"))
     store = storage_uris.storage_of(adapter.uri, model.metadata, settings.storage_endpoint)
     base = storage_uris.storage_of(adapter.base, model.metadata, settings.storage_endpoint).uri

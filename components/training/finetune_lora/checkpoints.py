@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from llm_finetune.components.shared.files import make_writable, write_text
 FINGERPRINT = "fingerprint.json"
 SEAL = "files.json"
 LOCK = "lock"
+STAGING = "partial"
 WAIT_SECONDS = 60.0  # a pod that is being replaced may not have ended yet
 
 
@@ -68,6 +69,8 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
         UserError: If the folder holds checkpoints of another training, naming every difference.
     """
     file = folder / FINGERPRINT
+    if not file.exists():
+        refuse_others(str(folder), [path.name for path in folder.glob("*")])
     own = json.loads(json.dumps(fingerprint))
     if file.exists():
         found = json.loads(file.read_text())
@@ -83,6 +86,24 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
                 "Choose another checkpoint_folder, or remove this one to start anew"
             )
     write_text(file, json.dumps(own, indent=2, sort_keys=True))
+
+
+def refuse_others(place: str, names: Iterable[str]) -> None:
+    """Refuses a place without a fingerprint that holds checkpoints: they aren't ours, and a training removes old ones.
+
+    Args:
+        place: The place.
+        names: What it holds.
+
+    Raises:
+        UserError: If a name is one that a training writes to.
+    """
+    others = sorted(name for name in names if name == STAGING or name.startswith("checkpoint-"))
+    if others:
+        raise UserError(
+            f"{place} holds {', '.join(others)}, which are not of this suite (there is no {FINGERPRINT} beside them). "
+            "Choose another checkpoint_folder, or move them away"
+        )
 
 
 def seal(checkpoint: Path) -> None:

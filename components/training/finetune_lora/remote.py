@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm_finetune.components.shared.base_model import first_line
 from llm_finetune.components.shared.object_stores import check_writable, open_store, refusals, send
-from llm_finetune.components.training.finetune_lora.checkpoints import FINGERPRINT, SEAL, is_whole
+from llm_finetune.components.training.finetune_lora.checkpoints import FINGERPRINT, SEAL, is_whole, refuse_others
 
 SETTING = "checkpoint_folder"
 AGAIN = "or keep the checkpoints on a volume"
@@ -49,16 +49,19 @@ class RemoteCheckpoints(TrainerCallback):
             folder: Folder of this pod; what an earlier training left in it goes, for the store alone counts.
 
         Raises:
-            UserError: If the store refuses.
+            UserError: If the store refuses, or holds checkpoints of others.
         """
         for left in folder.glob("checkpoint-*"):
             shutil.rmtree(left)
         (folder / FINGERPRINT).unlink(missing_ok=True)
         with refusals(self.uri, SETTING, AGAIN):
-            check_writable(self._system, self._root)
-            with suppress(FileNotFoundError):
+            names = self._names()
+            try:
                 (folder / FINGERPRINT).write_bytes(self._system.cat_file(f"{self._root}/{FINGERPRINT}"))
-            for name in self._names():
+            except FileNotFoundError:
+                refuse_others(self.uri, names)
+            check_writable(self._system, self._root)
+            for name in names:
                 self._fetch_one(name, folder)
         shutil.rmtree(folder / "fetched", ignore_errors=True)
 

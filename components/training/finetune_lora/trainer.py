@@ -162,7 +162,7 @@ class CompletionTrainer(SFTTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(str(self.args.output_dir)) / "partial")
+        return str(Path(str(self.args.output_dir)) / checkpoints.STAGING)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder, first = Path(str(self.args.output_dir)), self.is_world_process_zero()

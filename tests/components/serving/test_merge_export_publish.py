@@ -1,5 +1,6 @@
 """Merge & Export: what reaches a Hub, through its real client."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
-from llm_finetune.components.serving.merge_export import publish
+from llm_finetune.components.serving.merge_export import ownership, publish
+from llm_finetune.components.serving.merge_export.export import described
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -25,36 +27,107 @@ def folder(tmp_path: Path) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     with serving() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         running.tokens.add("hf_right")
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         yield running
 
 
+REPO = "someone/tuned"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def push(folder: Path, overwrite: bool = False) -> str:
+    publish.check_hub(REPO, overwrite)
+    return publish.push(folder, REPO, private=True, message="Fine-tuned org/base", overwrite=overwrite)
+
+
+def fill(hub: FakeHub, files: dict[str, bytes]) -> None:
+    hub.created[REPO], hub.uploads[REPO] = {}, dict(files)
+
+
 def test_a_push_brings_every_file(hub: FakeHub, folder: Path) -> None:
-    publish.check_hub()
-    url = publish.push(folder, "someone/tuned", private=True, message="Fine-tuned org/base")
-    assert hub.created["someone/tuned"]["visibility"] == "private"
-    assert hub.uploads["someone/tuned"] == {
-        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
-    }
-    assert url.startswith(f"{hub.url}/someone/tuned/commit/")
+    url = push(folder)
+    assert hub.created[REPO]["visibility"] == "private"
+    manifest = ownership.manifest(described(folder))
+    assert hub.uploads[REPO] == files_of(folder) | {"manifest.json": manifest}
+    assert json.loads(manifest)["files"].keys() == files_of(folder).keys()
+    assert url.startswith(f"{hub.url}/{REPO}/commit/")
 
 
-def test_a_push_leaves_nothing_of_an_earlier_model(hub: FakeHub, folder: Path) -> None:
-    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter/adapter_model.safetensors"}
-    kept = {"images/loss.png", "onnx/model.bin", "NOTES.md"}
-    hub.uploads["someone/tuned"] = dict.fromkeys({*old, *kept, "model.safetensors"}, b"old")
-    publish.push(folder, "someone/tuned", private=True, message="Fine-tuned org/base")
-    new = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert hub.uploads["someone/tuned"].keys() == kept | new
-    assert hub.uploads["someone/tuned"]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+def test_a_push_removes_what_an_earlier_one_brought_and_nothing_else(hub: FakeHub, folder: Path) -> None:
+    fill(hub, {".gitattributes": b"*", "README.md": b"made with the repository"})
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (folder / name).write_bytes(b"old")
+    push(folder)
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json"):
+        (folder / name).unlink()
+    others = {"images/loss.png": b"o", "onnx/model.bin": b"o", "NOTES.md": b"o", "vocab.txt": b"o"}
+    hub.uploads[REPO] |= others
+    push(folder)
+    kept = {".gitattributes": b"*", "README.md": b"made with the repository", **others}
+    del hub.uploads[REPO]["manifest.json"]
+    assert hub.uploads[REPO] == kept | files_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "named"),
+    [
+        (None, "files that are not of an earlier export: adapter_config.json, model.safetensors.index.json, notes.txt"),
+        (b"{}", "its manifest.json is damaged, or not of this card"),
+        (b'{"files": {"notes.txt": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64), "damaged, or not of this card"),
+    ],
+)
+def test_a_repository_of_others_is_refused_before_the_work_begins(
+    hub: FakeHub, folder: Path, manifest: bytes | None, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"adapter_config.json": b"o", "model.safetensors.index.json": b"o", "notes.txt": b"o"}
+    before = others | ({"manifest.json": manifest} if manifest else {})
+    fill(hub, before)
+    for act in (lambda: publish.check_hub(REPO), lambda: publish.push(folder, REPO, True, "m")):
+        with pytest.raises(UserError, match=named) as refused:
+            act()
+        assert "hub_repo = 'someone/tuned'" in str(refused.value)
+        assert "`merge_export: {export_overwrite: true}`" in str(refused.value)
+    assert hub.uploads[REPO] == before
+    push(folder, overwrite=True)
+    del hub.uploads[REPO]["manifest.json"]
+    assert hub.uploads[REPO] == others | files_of(folder)
+    assert "not its own: adapter_config.json, model.safetensors.index.json" in capsys.readouterr().out
+
+
+def test_weights_of_others_beside_an_earlier_push_are_refused(hub: FakeHub, folder: Path) -> None:
+    push(folder)
+    hub.uploads[REPO]["pytorch_model.bin"] = b"o"
+    before = dict(hub.uploads[REPO])
+    with pytest.raises(UserError, match=r"that a server would load: pytorch_model.bin"):
+        push(folder)
+    assert hub.uploads[REPO] == before
+
+
+def test_a_manifest_that_cannot_be_read_is_no_leave_to_go_on(
+    hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(folder)
+    before = dict(hub.uploads[REPO])
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}")
+    for act in (lambda: publish.check_hub(REPO), lambda: publish.push(folder, REPO, True, "m")):
+        with pytest.raises(
+            UserError, match=r"hub_repo = 'someone/tuned': its manifest.json can't be read: .*Run again"
+        ):
+            act()
+    assert hub.uploads[REPO] == before
 
 
 def test_a_push_without_a_right_token(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="does not accept the token in HF_TOKEN") as refused:
-        publish.check_hub()
+        publish.check_hub(REPO)
     assert "hf_wrong" not in str(refused.value)
     with pytest.raises(
         UserError, match=r"pushing to someone/tuned was answered with 403: the token in HF_TOKEN may not"
@@ -62,4 +135,4 @@ def test_a_push_without_a_right_token(hub: FakeHub, folder: Path, monkeypatch: p
         publish.push(folder, "someone/tuned", private=True, message="m")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="push_to_hub needs a token"):
-        publish.check_hub()
+        publish.check_hub(REPO)

@@ -11,7 +11,8 @@ import fsspec
 import pytest
 from object_stores import Store, gcs_store, s3_store
 
-from llm_finetune.components.serving.merge_export import export
+from llm_finetune.components.serving.merge_export import export, step
+from llm_finetune.components.serving.merge_export.settings import Settings
 from llm_finetune.components.shared import object_stores
 from llm_finetune.components.shared.errors import UserError
 
@@ -106,18 +107,133 @@ def test_an_old_manifest_is_gone_while_a_new_model_arrives(folder: Path, monkeyp
     assert system.exists("memory://again/model/manifest.json")
 
 
-def test_weights_of_an_earlier_model_are_gone_before_the_manifest_is_there(folder: Path, store: Store) -> None:
+def test_files_of_an_earlier_export_are_gone_and_all_others_stay(folder: Path, store: Store) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
     export.export(folder, store.url("models/again"))
     (folder / "adapter" / "adapter_config.json").unlink()
+    (folder / "model.safetensors.index.json").unlink()
     for file in folder.glob("*.safetensors"):
         file.unlink()
     (folder / "model.safetensors").write_bytes(b"one file now")
-    for name in ("model.safetensors.index.json", "pytorch_model.bin", "NOTES.md", "other/model.safetensors"):
+    others = ("NOTES.md", "vocab.txt", "other/model.safetensors", "adapter/readme.txt")
+    for name in others:
         store.put(f"models/again/{name}", b"{}")
+    store.put("models/again-2/model.safetensors", b"{}")
+    export.check_export(store.url("models/again"))
     export.export(folder, store.url("models/again"))
-    left = ("model.safetensors", "config.json", "manifest.json", "NOTES.md", "other/model.safetensors")
-    there = {key for key in set(store.keys()) if key.startswith("models/again/")}
-    assert there == {f"models/again/{name}" for name in left}
+    there = {key for key in store.keys() if key.startswith("models/again")}  # noqa: SIM118 - a method of ours
+    left = {f"models/again/{name}" for name in ("model.safetensors", "config.json", "manifest.json", *others)}
+    assert there == left | {"models/again-2/model.safetensors"}
+
+
+def test_a_place_of_others_is_refused_and_never_cleared(
+    folder: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = store.url("shared/models")
+    others = {"adapter_config.json": b"o", "model.safetensors.index.json": b"o", "theirs/a/weights.pt": b"o"}
+    for name, content in others.items():
+        store.put(f"shared/models/{name}", content)
+    before = store.keys()
+    for act in (export.check_export, lambda uri: export.export(folder, uri)):
+        with pytest.raises(UserError) as refused:
+            act(place)
+        assert f"export_uri = {place!r} holds files that are not of an earlier export: " in str(refused.value)
+        assert "adapter_config.json, model.safetensors.index.json, theirs/a/weights.pt" in str(refused.value)
+        assert "`merge_export: {export_overwrite: true}` in the recipe" in str(refused.value)
+    assert store.keys() == before
+    with pytest.raises(UserError, match=r"holds files .*: models/adapter_config.json"):
+        export.check_export(store.url("shared"))  # the folder above
+    export.check_export(place, overwrite=True)
+    export.export(folder, place, overwrite=True)
+    for name, content in {**others, **files_of(folder)}.items():
+        assert store.get(f"shared/models/{name}") == content
+    assert "not its own: adapter_config.json, model.safetensors.index.json" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"that a server would load: adapter_config.json, model.safetensors.index.json"):
+        export.check_export(place)  # ours by now, but no better to serve
+
+
+def test_the_card_refuses_before_it_looks_at_a_model(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "weights.pt").write_bytes(b"o")
+    chosen = Settings(export_uri=str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match=r"not of an earlier export: weights.pt"):
+        step.merge_export(tmp_path / "no", tmp_path / "no", tmp_path / "merged", tmp_path / "summary.md", chosen)
+
+
+HASH = "0" * 64
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b'{"files": []}',
+        b'{"files": {"precious.txt": null}}',
+        b'{"version": 3, "assets": ["a"]}',
+        *(
+            json.dumps({"files": {"config.json": {"size": 2, "sha256": HASH}, name: {"size": 2, "sha256": HASH}}}).encode()
+            for name in ("precious.txt", "../precious.json", "../config.json", "/config.json", "sub/config.json",
+                         "adapter/../config.json", "adapter/sub/config.json", "", "*", "manifest.json")
+        ),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_not_ours_removes_nothing(
+    folder: Path, tmp_path: Path, manifest: bytes, broken_off: bool
+) -> None:
+    place = tmp_path / "there" / "model"
+    for name in ("precious.txt", "config.json", "sub/config.json", "../config.json", "../precious.json"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("{}")
+    (place / (export.UNFINISHED if broken_off else "manifest.json")).write_bytes(manifest)
+    before = files_of(place.parent)
+    for act in (export.check_export, lambda uri: export.export(folder, uri)):
+        with pytest.raises(UserError, match="holds files that are not of an earlier export"):
+            act(str(place))
+    assert files_of(place.parent) == before
+    export.export(folder, str(place), overwrite=True)
+    kept = {name: content for name, content in before.items() if not name.startswith("model/manifest.")}
+    kept |= {f"model/{name}": content for name, content in files_of(folder).items()}
+    after = files_of(place.parent)
+    del after["model/manifest.json"]
+    assert after == kept
+
+
+def test_an_export_that_broke_off_is_known_for_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "there"
+    (folder / "model.safetensors.index.json").write_text("{}")
+    export.export(folder, str(place))
+    (folder / "model.safetensors.index.json").unlink()
+
+    def cut(system: object, file: Path, target: str) -> None:
+        Path(target).write_bytes(file.read_bytes()[:10])  # as an end in the middle of a copy leaves it
+        raise KeyboardInterrupt
+
+    (folder / "model-00004-of-00004.safetensors").write_bytes(os.urandom(30))
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "send", cut)
+        with pytest.raises(KeyboardInterrupt):
+            export.export(folder, str(place))
+    assert not (place / "manifest.json").exists()
+    (folder / "model-00004-of-00004.safetensors").unlink()
+    export.check_export(str(place))
+    export.export(folder, str(place))
+    assert sorted(files_of(place)) == sorted([*files_of(folder), "manifest.json"])
+
+
+def test_roots_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("s3://bucket", "gs://bucket/", "s3://", "gs://bucket/./", "/", "file:///", "memory://"):
+        with pytest.raises(UserError, match=rf"export_uri = '{uri}': .*is the root of a (bucket|file system)"):
+            Settings.of({"export_uri": uri, "export_overwrite": True})
+    assert Settings.of({"export_uri": "s3://bucket/model"}).export_uri == "s3://bucket/model"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for uri in (str(tmp_path), f"file://{tmp_path}/", f"{tmp_path}/a/..", "/tmp/.."):
+        with pytest.raises(UserError, match="is a root or home folder"):
+            export.check_export(uri, overwrite=True)
 
 
 @pytest.mark.parametrize("uri", ["memory://bucket/models/a", "{tmp}/exported", "file://{tmp}/exported/"])

@@ -82,7 +82,7 @@ def test_architecture_with_other_names_in_its_files_is_merged_in_memory(
     MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(like).save_pretrained(tmp_path / "base")
     adapter = make_adapter(tmp_path / "base", tmp_path / "ft_result", target_modules=["q_proj", "v_proj"])
-    facts = export(tmp_path / "base", adapter, tmp_path)
+    facts = export(tmp_path / "base", adapter, tmp_path, dtype="float32")
     assert "with the whole model in memory: MixtralForCausalLM keeps" in capsys.readouterr().out
     assert facts.agreement == 1.0 and facts.max_logit_difference < 1e-3
 

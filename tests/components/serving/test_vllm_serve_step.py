@@ -113,6 +113,53 @@ def test_the_rows_that_are_asked_do_not_reach_the_metadata_store(tmp_path: Path)
     assert info.metadata["inputs"] == {"merged_model": "sha256:1", "eval_report": "sha256:2"}
 
 
+def stored_in(folder: Path, dtype: str) -> Path:
+    """Says another type in the model's config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "flag"),
+    [
+        ("float32", "auto", ["--dtype=float32"]),
+        ("float32", "bfloat16", ["--dtype=bfloat16"]),
+        ("bfloat16", "auto", []),
+        ("float16", "auto", []),
+    ],
+)
+def test_weights_stored_in_float32_are_not_narrowed_on_a_cluster(
+    folder: Path, tmp_path: Path, stored: str, asked: str, flag: list[str]
+) -> None:
+    settings = step.Settings(target="manifest", dtype=asked)
+    info, page, uri = tmp_path / "info", tmp_path / "page", "gs://b/m"
+    for path in (stored_in(folder, stored), tmp_path / "elsewhere"):
+        facts = step.vllm_serve(path, info, page, settings, uri, {"dtype": stored, "content_hash": "sha256:0"})
+        service = list(yaml.safe_load_all(facts["manifests"]))[1]
+        arguments = service["spec"]["predictor"]["model"]["args"]
+        assert [argument for argument in arguments if argument.startswith("--dtype")] == flag
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize(
+    ("stored", "on_gpu", "on_cpu"),
+    [("float32", "float32", "float32"), ("float16", "auto", "float32"), ("bfloat16", "auto", "bfloat16")],
+)
+def test_weights_are_not_narrowed_on_this_machine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, on_gpu: str, on_cpu: str, gpu: bool
+) -> None:
+    flags = tmp_path / "cpuinfo"
+    flags.write_text("flags : avx512_bf16")
+    known = {"/dev/nvidiactl": tmp_path if gpu else tmp_path / "none", "/proc/cpuinfo": flags}
+    monkeypatch.setattr(commands, "Path", lambda path: known[path])
+    monkeypatch.setattr(engines, "vllm_is_for_cpu", lambda: False)
+    model = model_folder.read(stored_in(folder, stored))
+    launch = commands.vllm(model, "m", 1, tmp_path, 64, 0, "auto")
+    assert launch.dtype == (on_gpu if gpu else on_cpu)
+    assert f"--dtype={launch.dtype}" in launch.command
+
+
 def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
     settings = step.Settings(target="manifest", storage_uri="s3://models/address")
     # The artifact lies in a store of its own; how to reach that one says nothing about the copy.

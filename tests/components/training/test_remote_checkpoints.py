@@ -86,6 +86,25 @@ def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
         train(inputs, tmp_path / "other", checkpoint_folder=store.url(sent), seed=7)
 
 
+def test_checkpoints_of_others_in_a_store_stay(store: Store, inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Those that another program wrote have no seal, as torn ones of ours have none."""
+    theirs = {f"theirs/checkpoint-{step}/model.safetensors" for step in (500, 1000)}
+    for key in theirs:
+        store.put(key, b"theirs")
+    with pytest.raises(UserError, match=r"theirs holds checkpoint-1000, checkpoint-500, which are not of this suite"):
+        train(inputs, tmp_path, checkpoint_folder=store.url("theirs"))
+    assert {key for key in store.keys() if key.startswith("theirs/")} == theirs  # noqa: SIM118 - a method of ours
+
+
+def test_checkpoints_of_others_in_a_folder_stay(inputs: dict[str, Path], tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs" / "checkpoint-500" / "model.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(UserError, match=r"theirs holds checkpoint-500, which are not of this suite"):
+        train(inputs, tmp_path, checkpoint_folder=str(tmp_path / "theirs"))
+    assert theirs.read_bytes() == b"theirs"
+
+
 def test_a_store_that_refuses_is_named_before_the_training(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_folder = 'nowhere://x': Protocol not known"):
         train(inputs, tmp_path, checkpoint_folder="nowhere://x")
