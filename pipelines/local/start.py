@@ -178,7 +178,9 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
     deployed = state.output("vllm-serve", "deployment_info")
     if deployed is None:
         show_results(console, run)
-        console.print(Text(closed_gate(state) or "Nothing was deployed.", "yellow"), soft_wrap=True)
+        reason = closed_gate(state)
+        said = f"The gate stayed closed: {reason}" if reason else "Nothing was deployed."
+        console.print(Text(said, "yellow"), soft_wrap=True)
         return GATE_CLOSED
     info = server.read_info(deployed)
     is_local = info["target"] == "local"

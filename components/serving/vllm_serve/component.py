@@ -99,6 +99,7 @@ def vllm_serve(
     arguments = locals()
     from llm_finetune.components.serving.vllm_serve import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.card_logs import record
     from llm_finetune.components.shared.files import content_hash
 
     with card(package_version):
@@ -107,3 +108,4 @@ def vllm_serve(
         facts = step.vllm_serve(model.path, info.path, page.path, chosen, model.uri, model.metadata)
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "manifests")}
         info.metadata.update(short | lineage({"merged_model": model}) | {"content_hash": content_hash(info.path)})
+        record("vllm_serve", **step.outcome(facts))

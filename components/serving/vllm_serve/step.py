@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.serving.vllm_serve import targets
+from llm_finetune.components.serving.vllm_serve.report import outcome
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 
-__all__ = ["Settings", "vllm_serve"]
+__all__ = ["Settings", "outcome", "vllm_serve"]
 
 
 def vllm_serve(

@@ -10,6 +10,7 @@ from kfp import dsl
 
 from llm_finetune.components.serving.vllm_serve import commands, component, local, model_folder, report, step
 from llm_finetune.components.shared import engines
+from llm_finetune.components.shared.card_logs import recorded
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -99,6 +100,18 @@ def test_manifest_target_gives_yaml_and_deploys_nothing(folder: Path, tmp_path: 
     assert facts["answers"] == [] and json.loads(Path(info.path).read_text()) == facts
     again = step.vllm_serve(folder, tmp_path / "b", tmp_path / "c", settings, "s3://b/run/model", model.metadata)
     assert again == facts
+
+
+def test_card_records_what_it_has_done_for_the_report(folder: Path, tmp_path: Path, capsys) -> None:
+    model = dsl.Model(uri=str(folder), metadata={"content_hash": "sha256:1"})
+    info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
+    component.vllm_serve.python_func(model, info, page, target="manifest", storage_uri="s3://models/address")
+    assert recorded(capsys.readouterr().out, "vllm_serve") == {
+        "by": "vllm_serve",
+        "target": "manifest",
+        "deployment_name": "llm-finetune-v1",
+        "base_url": "http://llm-finetune-v1-predictor.default.svc.cluster.local/v1",
+    }
 
 
 def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
