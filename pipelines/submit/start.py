@@ -202,10 +202,13 @@ def _finish(console: Console, ended: Ended, link: str) -> int:
         console.print(Text(f"The run {ended.state.lower()}: {reason}", "red"), soft_wrap=True)
         console.print(f"details: {link}", soft_wrap=True)
         return FAILED
+    reason = ended.reason[:1].upper() + ended.reason[1:]
     if ended.deployed is False:
-        console.print(
-            Text(f"The gate stayed closed, so nothing was deployed; reasons: {link}", "yellow"), soft_wrap=True
-        )
+        said = reason or "The gate stayed closed, so nothing was deployed; its page says why"
+        console.print(Text(said, "yellow"), soft_wrap=True)
+        console.print(f"details: {link}", soft_wrap=True)
         return GATE_CLOSED
     console.print(Text("The run succeeded", "green"), soft_wrap=True)
+    if reason:
+        console.print(Text(reason), soft_wrap=True)
     return 0
