@@ -23,19 +23,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def told_error(log: str) -> str:
-    """Returns the error that a card's log ends with, without its traceback.
-
-    Args:
-        log: What the card printed.
-
-    Returns:
-        What follows the last `error:`, or the last line of a traceback, or the last line.
-    """
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    if not lines:
-        return "it ended without a word (killed? out of memory?)"
-    marks = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[marks[-1] :]).removeprefix("error: ") if marks else lines[-1]

@@ -56,9 +56,8 @@ def show_pages(console: Console, state: RunState) -> None:
 
 def closed_gate(state: RunState) -> str:
     """Returns why the gate is closed, or an empty string if it is open or was not reached."""
-    report = state.output("quality-gate", "gate_report")
-    text = report.read_text(encoding="utf-8") if report else ""
-    return text.split("\n")[2] if text.startswith("# Quality Gate: closed") else ""
+    verdict = state.metadata("quality-gate", "gate_report")
+    return str(verdict["reason"]) if verdict.get("open") is False else ""
 
 
 def _merged_types(state: RunState) -> list[str]:

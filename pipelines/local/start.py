@@ -185,7 +185,8 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
         return FAILED
     deployed = state.output("vllm-serve", "deployment_info")
     if deployed is None:
-        reason = closed_gate(state) or "Nothing was deployed."
+        closed = closed_gate(state)
+        reason = f"The gate stayed closed: {closed}" if closed else "Nothing was deployed."
         finish_pages(console, state, Outcome("gate closed", reason, facts=facts))
         show_results(console, run)
         console.print(Text(reason, "yellow"), soft_wrap=True)

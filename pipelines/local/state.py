@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import yaml
 
-from llm_finetune.components.shared.errors import told_error
+from llm_finetune.components.shared.card_logs import told_error
 from llm_finetune.components.shared.progress import ProgressLine, parse
 from llm_finetune.pipelines.local.events import Event, read_event
 
+EXECUTOR_OUTPUT = "executor_output.json"  # KFP's local runner keeps it beside a card's outputs
 State = Literal["waiting", "running", "done", "cached", "failed"]
 PAGE_TYPES = ("system.HTML", "system.Markdown")
 
@@ -147,6 +148,13 @@ class RunState:
         card = self.cards.get(task)
         path = card.outputs.get(name) if card else None
         return path if path and path.exists() else None
+
+    def metadata(self, task: str, name: str) -> dict[str, Any]:
+        """Returns the metadata of an output of a card that has run; empty for a cached card, or one not reached."""
+        written = self.output(task, EXECUTOR_OUTPUT)
+        outputs = json.loads(written.read_text(encoding="utf-8")).get("artifacts", {}) if written else {}
+        found: list[dict[str, Any]] = outputs.get(name, {}).get("artifacts", [])
+        return dict(found[0].get("metadata", {})) if found else {}
 
 
 def card_titles(pipeline: Path) -> dict[str, str]:

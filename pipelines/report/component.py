@@ -17,13 +17,15 @@ def report(
     Args:
         status: How the other cards ended, as the backend tells it.
         end_report: Outcome, reason, and the cards that failed.
-        run_id: The run, whose pods are asked for the error that they printed.
+        run_id: The run, whose pods are asked for what the cards recorded and for the error of the one that failed.
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.card_logs import record
     from llm_finetune.pipelines.report import step
 
     with card(package_version):
         ending = step.report(status.state, status.error_message or "", run_id, end_report.path)
         end_report.metadata.update(vars(ending) | lineage())
-        print(f"run {ending.state}: {ending.reason}")
+        print(f"run {ending.state}: {ending}")
+        record("report", **vars(ending))

@@ -209,9 +209,13 @@ def _finish(console: Console, ended: Ended, link: str) -> int:
         console.print(Text(f"The run {ended.state.lower()}: {reason}", "red"), soft_wrap=True)
         _show_details(console, link)
         return FAILED
+    reason = ended.reason[:1].upper() + ended.reason[1:]
     if ended.deployed is False:
-        console.print(Text("The gate stayed closed, so nothing was deployed", "yellow"), soft_wrap=True)
+        said = reason or "The gate stayed closed, so nothing was deployed; its page says why"
+        console.print(Text(said, "yellow"), soft_wrap=True)
         _show_details(console, link)
         return GATE_CLOSED
     console.print(Text("The run succeeded", "green"), soft_wrap=True)
+    if reason:
+        console.print(Text(reason), soft_wrap=True)
     return 0

@@ -10,16 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from llm_finetune.components.shared.card_logs import recorded, told_error
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.local.display import Display
 from llm_finetune.pipelines.local.events import Event
 from llm_finetune.pipelines.local.state import CardRun, State, card_titles
 from llm_finetune.pipelines.submit.connection import Connection, NotLetIn, OutOfReach
+from llm_finetune.pipelines.submit.logs import end_of_log
 
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 STATES: dict[str, State] = {"RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "CANCELED": "failed"}
 REFUSED_SECONDS = 300.0  # in which a new token may be put into its file
 LAST_CARD = "vllm-serve"  # runs only behind an open gate
+REPORT = "report"  # runs at the end of every run
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Ended:
 
     Attributes:
         state: SUCCEEDED, FAILED, CANCELED or SKIPPED.
-        reason: What the backend says about it; may be empty.
-        deployed: Whether the gate was open and the last card ran; None where the backend does not list cards.
+        reason: Why, in the words of the cards or else of the backend; may be empty.
+        deployed: Whether the gate was open and the last card ran; None where it is not known.
     """
 
     state: str
@@ -52,6 +55,10 @@ class RemoteRun:
     def running(self) -> CardRun | None:
         """A card that runs, if one does."""
         return next((card for card in self.cards.values() if card.state == "running"), None)
+
+    def title(self, task: str) -> str:
+        """Returns a card's name in the dashboard."""
+        return self.cards[task].title if task in self.cards else task
 
     def update(self, tasks: list[Any]) -> list[Event]:
         """Takes in the backend's list of tasks.
@@ -111,7 +118,7 @@ def follow(
                 for event in remote.update(tasks):
                     display.update(event)
                 if run.state in ENDED:
-                    return Ended(run.state, _reason(run, tasks, remote), _deployed(tasks))
+                    return _ended(connection, run, tasks, remote)
             if now() - started > timeout_seconds:
                 raise lookout.trouble or LostSight(
                     f"the run {run_id} is not done after {timeout_seconds / 3600:g} hours; it goes on"
@@ -154,13 +161,29 @@ class _Lookout:
             )
 
 
-def _reason(run: Any, tasks: list[Any], remote: RemoteRun) -> str:
-    for task in tasks:
-        if task.display_name in remote.cards and task.error and task.error.message:
-            return f"{remote.cards[task.display_name].title} failed: {task.error.message}"
-    failed = [card.title for card in remote.cards.values() if card.state == "failed"]
-    told = " ".join(str(run.error.message).split()) if run.error and run.error.message else ""
-    return ", ".join(failed) + " failed" * bool(failed) + (f": {told}" if failed and told else told)
+def _ended(connection: Connection, run: Any, tasks: list[Any], remote: RemoteRun) -> Ended:
+    """Asks the card Report, which has asked the pods, then the cards that failed, then the backend."""
+    by_name = {task.display_name: task for task in tasks}
+    report = by_name.get(REPORT)
+    log = end_of_log(connection, run.run_id, report) if report else ""
+    said = recorded(log, REPORT)
+    deployed = False if said.get("gate") == "closed" else _deployed(tasks)
+    if run.state == "SUCCEEDED":
+        return Ended(run.state, said["reason"] if said.get("state") == "succeeded" else "", deployed)
+    if said.get("card") and said.get("state") in ("failed", "cancelled"):
+        title = remote.title(str(said["card"]).replace("_", "-"))
+        return Ended(run.state, f"{title} failed: {said['reason']}", deployed)
+    failed = [by_name[name] for name, card in remote.cards.items() if card.state == "failed" and name in by_name]
+    told = [_told(connection, run, task, remote) for task in failed]
+    return Ended(run.state, "; ".join(told) or " ".join(str(run.error.message if run.error else "").split()), deployed)
+
+
+def _told(connection: Connection, run: Any, task: Any, remote: RemoteRun) -> str:
+    """Returns that a card has failed, with its reason if one is to be had."""
+    log = "" if task.error and task.error.message else end_of_log(connection, run.run_id, task)
+    reason = told_error(log) if log else str(task.error.message) if task.error else ""
+    unknown = f" (no log to be had from {connection.host}; the card Report of the run says why)"
+    return f"{remote.title(task.display_name)} failed" + (f": {reason}" if reason else unknown)
 
 
 def _deployed(tasks: list[Any]) -> bool | None:

@@ -1,9 +1,16 @@
-"""An API server of Kubeflow Pipelines on this machine: the v2beta1 REST paths that a client uses, held in memory."""
+"""An API server of Kubeflow Pipelines on this machine: the REST paths that a client uses, held in memory.
+
+Runs and logs are answered as the backend's source has it, 2.5 to 2.17 (backend/src/apiserver/server/api_converter.go and
+run_log_server.go, frontend/server/app.ts and handlers/pod-logs.ts): a task has neither `error` nor `pod_name`, its child
+is the Argo node of its pod; a log that cannot be read comes with status 200 and an error's JSON; the dashboard's server
+passes on v1beta1 and v2beta1 alone, answers other paths with its page, and has logs at a path of its own.
+"""
 
 import json
 import re
 import ssl
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 BASE = "/apis/v2beta1"
+WORKFLOW = "llm-finetune-x7s24"
 KINDS = {
     "STRING": str, "BOOLEAN": bool, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "STRUCT": dict, "LIST": list,
 }  # fmt: skip
@@ -47,7 +55,11 @@ class KfpApi:
         namespaces: Profiles of the user.
         token: Token that lets in; empty lets anyone in.
         cookie: Cookie that lets in; without it a browser's way is answered: a redirect to a login page.
-        story: Task states of a run at each look: (state of the run, states by task, error).
+        story: Task states of a run at each look: (state of the run, states by task, error of the tasks that failed,
+            which no backend up to 2.17 tells).
+        logs: What the pod of a card has printed, by task.
+        dashboard: Whether the dashboard's server stands before it.
+        pod_names: Argo's format of the names of pods, v1 or v2.
     """
 
     multi_user: bool = False
@@ -57,6 +69,9 @@ class KfpApi:
     forgotten: str = ""
     faults: list[Fault] = field(default_factory=list)
     story: list[tuple[str, dict[str, str], str]] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
+    dashboard: bool = False
+    pod_names: str = "v2"
     requests: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     store: dict[str, list[dict[str, Any]]] = field(
@@ -81,7 +96,17 @@ class KfpApi:
         if self.cookie and headers.get("Cookie") != self.cookie:
             raise Refusal(302, "", Location="/dex/auth?client_id=kubeflow")
         parts = path.removeprefix(BASE).strip("/").split("/")
+        asked = re.fullmatch(r"/apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log", path)
+        if not self.dashboard and asked:
+            return self._log(asked[1]) or {
+                "error_message": f"Failed to read logs from pod {asked[1]}",
+                "error_details": "",
+            }
+        if self.dashboard and path == "/k8s/pod/logs":
+            return self._log_of_dashboard(query)
         if not path.startswith(BASE):
+            if self.dashboard:
+                return "<!doctype html><html></html>"
             raise Refusal(404, "Not Found")
         if method == "GET":
             return self._read(parts, query)
@@ -168,16 +193,33 @@ class KfpApi:
             if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
                 raise Refusal(400, f"Failed to create a run: InvalidInputError: parameter {name} is not of type {kind}")
 
+    def _log(self, pod: str) -> str:
+        template = {"v1": "", "v2": "-system-container-impl"}[self.pod_names]
+        return next((log for task, log in self.logs.items() if pod == f"{WORKFLOW}{template}-{_number(task)}"), "")
+
+    def _log_of_dashboard(self, query: dict[str, str]) -> str:
+        if self.multi_user and "podnamespace" not in query:
+            raise Refusal(422, "podnamespace argument is required")
+        log = self._log(query["podname"])
+        if not log:
+            raise Refusal(500, "Could not get main container logs: pod not found")
+        return log
+
     def _look_at(self, run_id: str) -> dict[str, Any]:
         run = next(entry for entry in self.store["runs"] if entry["run_id"] == run_id)
         state, tasks, error = self.story.pop(0) if len(self.story) > 1 else self.story[0]
         details = [
-            {"display_name": name, "state": task_state, "start_time": "2026-01-01T10:00:00Z",
+            {"display_name": name, "state": task_state, "child_tasks": [{"pod_name": f"{WORKFLOW}-{_number(name)}"}],
+             "start_time": "2026-01-01T10:00:00Z",
              "end_time": "2026-01-01T10:01:05Z" if task_state in ("SUCCEEDED", "FAILED") else "1970-01-01T00:00:00Z",
              **({"error": {"code": 13, "message": error}} if error and task_state == "FAILED" else {})}
             for name, task_state in [("root-driver", "SUCCEEDED"), *tasks.items()]
         ]  # fmt: skip
         return run | {"state": state, "run_details": {"task_details": details}}
+
+
+def _number(task: str) -> int:
+    return zlib.crc32(task.encode())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -204,9 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status, headers = refusal.status, refusal.headers
             content = {"error": str(refusal), "code": 3, "message": str(refusal), "details": []}
-        data = json.dumps(content).encode()
+        kind = "text/plain" if isinstance(content, str) else "application/json"
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

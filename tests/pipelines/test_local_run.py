@@ -186,7 +186,7 @@ def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     closed = run("--dataset", "rows.jsonl", "--base-model", "model", "--recipe", recipe(place / "closed.yaml", "tuned_loss < 0"),
                  "--resume", cwd=place)  # fmt: skip
     assert closed.returncode == 3, closed.stdout
-    assert "Not deployed, because tuned_loss < 0 does not hold: tuned_loss = " in closed.stdout
+    assert "The gate stayed closed: not deployed, because tuned_loss < 0 does not hold: tuned_loss = " in closed.stdout
     assert "Merge & Export" not in re.findall(r"^[✓=] (.+?)\s+", closed.stdout, re.MULTILINE)
     index = index_of(closed.stdout).read_text()
     assert ">Gate closed</p>" in index and "Not deployed, because tuned_loss &lt; 0 does not hold" in index

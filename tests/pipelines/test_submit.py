@@ -103,13 +103,14 @@ def test_a_closed_gate_has_an_exit_status_of_its_own(api):
     status, shown = submitted(api)
     assert status == 3
     assert "The gate stayed closed, so nothing was deployed" in shown
+    assert shown.rstrip().endswith(f"details: {api.url}/#/runs/details/runs-0")
 
 
 def test_a_failed_run_names_the_card_and_its_reason(api):
     api.story = [
         RUNNING,
         ("FAILED", {"check-recipe": "SUCCEEDED", "load-dataset": "FAILED"}, "no such file: s3://bucket/rows.jsonl"),
-    ]
+    ]  # of a backend that fills in a task's error
     status, shown = submitted(api)
     assert status == 1
     assert re.search(r"^✗ Load Dataset", shown, re.MULTILINE)

@@ -104,6 +104,7 @@ def vllm_serve(
     arguments = locals()
     from llm_finetune.components.serving.vllm_serve import step
     from llm_finetune.components.shared.card import card, lineage
+    from llm_finetune.components.shared.card_logs import record
     from llm_finetune.components.shared.files import content_hash
     from llm_finetune.components.shared.metadata import recorded
 
@@ -117,3 +118,4 @@ def vllm_serve(
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "example_curl", "manifests")}
         produced_by = lineage({"merged_model": model, "eval_report": eval_report})
         info.metadata.update(short | produced_by | {"content_hash": content_hash(info.path)})
+        record("vllm_serve", **step.outcome(facts))

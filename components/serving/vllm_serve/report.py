@@ -32,6 +32,11 @@ def answer_facts(answers: Sequence[Answer]) -> dict[str, Any]:
     return {"first_token_seconds": fastest, "answers": [answer.as_json() for answer in answers]}
 
 
+def outcome(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the facts of a deployment that the card records for the run's report."""
+    return {name: info[name] for name in ("target", "deployment_name", "base_url", "namespace") if name in info}
+
+
 def write(info_path: str | Path, page_path: str | Path, info: Mapping[str, Any]) -> None:
     """Writes both files.
 

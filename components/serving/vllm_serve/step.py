@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.serving.vllm_serve import targets
+from llm_finetune.components.serving.vllm_serve.report import outcome
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared import questions
 from llm_finetune.components.shared.metadata import STORE
 
-__all__ = ["Settings", "vllm_serve"]
+__all__ = ["Settings", "outcome", "vllm_serve"]
 
 
 def vllm_serve(

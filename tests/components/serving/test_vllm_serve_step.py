@@ -10,6 +10,7 @@ from kfp import dsl
 
 from llm_finetune.components.serving.vllm_serve import commands, component, model_folder, report, step
 from llm_finetune.components.shared import engines
+from llm_finetune.components.shared.card_logs import recorded
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -158,6 +159,20 @@ def test_weights_are_not_narrowed_on_this_machine(
     launch = commands.vllm(model, "m", 1, tmp_path, 64, 0, "auto")
     assert launch.dtype == (on_gpu if gpu else on_cpu)
     assert f"--dtype={launch.dtype}" in launch.command
+
+
+def test_card_records_what_it_has_done_for_the_report(folder: Path, tmp_path: Path, capsys) -> None:
+    model = dsl.Model(uri=str(folder), metadata={"content_hash": "sha256:1"})
+    (tmp_path / "report").write_text("{}")
+    report = dsl.Metrics(uri=str(tmp_path / "report"))
+    info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
+    component.vllm_serve.python_func(model, report, info, page, target="manifest", storage_uri="s3://models/address")
+    assert recorded(capsys.readouterr().out, "vllm_serve") == {
+        "by": "vllm_serve",
+        "target": "manifest",
+        "deployment_name": "llm-finetune-v1",
+        "base_url": "http://llm-finetune-v1-predictor.default.svc.cluster.local/v1",
+    }
 
 
 def test_copy_of_the_model_is_served_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
