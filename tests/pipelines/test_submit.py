@@ -103,7 +103,7 @@ def test_a_closed_gate_has_an_exit_status_of_its_own(api):
     status, shown = submitted(api)
     assert status == 3
     assert "The gate stayed closed, so nothing was deployed" in shown
-    assert shown.rstrip().endswith(f"details: {api.url}/#/runs/details/runs-0")
+    assert shown.rstrip().endswith(f"details:\n{api.url}/#/runs/details/runs-0")
 
 
 def test_a_failed_run_names_the_card_and_its_reason(api):

@@ -32,7 +32,7 @@ def test_the_card_that_failed_is_quoted(any_api):
     status, shown = submitted(any_api)
     assert status == 1
     assert "The run failed: Load Dataset failed: no such file: s3://bucket/rows.jsonl\nlook at jsonl_path\n" in shown
-    assert shown.rstrip().endswith(f"details: {any_api.url}/#/runs/details/runs-0")
+    assert shown.rstrip().endswith(f"details:\n{any_api.url}/#/runs/details/runs-0")
     assert "launcher" not in shown and "exit status" not in shown
 
 
@@ -52,7 +52,7 @@ def test_without_logs_the_card_and_the_place_to_look_are_named(any_api):
     any_api.story = [FAILED]
     shown = submitted(any_api)[1]
     said = f"Load Dataset failed (no log to be had from {any_api.url}; the card Report of the run says why)\n"
-    assert f"The run failed: {said}details: {any_api.url}/#/runs/details/runs-0" in shown
+    assert f"The run failed: {said}details:\n{any_api.url}/#/runs/details/runs-0" in shown
 
 
 def test_a_closed_gate_is_told_with_its_reason(any_api):
@@ -60,7 +60,7 @@ def test_a_closed_gate_is_told_with_its_reason(any_api):
     any_api.story, any_api.logs = [CLOSED], {"report": report}
     status, shown = submitted(any_api)
     assert status == 3
-    assert f"The gate stayed closed: not deployed, because x\ndetails: {any_api.url}/#" in shown
+    assert f"The gate stayed closed: not deployed, because x\ndetails:\n{any_api.url}/#" in shown
 
 
 def test_a_deployment_is_told_with_its_place(any_api):
