@@ -14,16 +14,16 @@ from llm_finetune.components.evaluation.evaluate.component import evaluate
 from llm_finetune.components.evaluation.quality_gate.component import quality_gate
 from llm_finetune.components.model.apply_lora.component import apply_lora
 from llm_finetune.components.model.load_model.component import load_model
+from llm_finetune.components.run.check_recipe.component import check_recipe
+from llm_finetune.components.run.check_recipe.wiring import FREE_TEXT, PARAMETERS, settings_of
+from llm_finetune.components.run.pin_sources.component import pin_sources
+from llm_finetune.components.run.report.component import report
 from llm_finetune.components.serving.merge_export.component import merge_export
 from llm_finetune.components.serving.vllm_serve.component import vllm_serve
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.components.training.finetune_lora.component import finetune_lora
 from llm_finetune.pipelines.cluster import NETWORK_RETRIES, Cluster
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.pins.component import pin_sources
-from llm_finetune.pipelines.recipe.component import check_recipe
-from llm_finetune.pipelines.recipe.wiring import FREE_TEXT, PARAMETERS, settings_of
-from llm_finetune.pipelines.report.component import report
 
 VERSION = version("llm-finetune")
 TEMPLATE = "### Instruction:\\n{instruction}\\n\\n### Input:\\n{input}\\n\\n### Response:\\n{output}"

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from llm_finetune.components.run.check_recipe.cluster import NAME
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.settings import checked
-from llm_finetune.pipelines.recipe.cluster import NAME
 
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 CORES = r"^(\d+|\d+m|\d+\.\d+)$"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from llm_finetune.pipelines.recipe.wiring import PARAMETERS
+from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -25,11 +25,11 @@ from llm_finetune.components.data.load_dataset.component import load_dataset
 from llm_finetune.components.data.partition_rows.component import partition_rows
 from llm_finetune.components.data.plan_shards.component import plan_shards
 from llm_finetune.components.data.train_val_split.component import train_val_split
+from llm_finetune.components.run.check_recipe.component import check_recipe
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.pipelines.cluster import NETWORK_RETRIES, Cluster
 from llm_finetune.pipelines.finetune import TEMPLATE
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.recipe.component import check_recipe
 
 VERSION = version("llm-finetune")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.shared.rows import check_files, check_whole
+from llm_finetune.components.shared.row_counts import check_files, check_whole
 
 
 def part_of(partitions: str | Path, part: int) -> Path:

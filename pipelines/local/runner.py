@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from llm_finetune.components.serving.vllm_serve.local import OWNER_VARIABLE
+from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.progress import clock
-from llm_finetune.pipelines.local.display import Display
 from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index, write_pages
 from llm_finetune.pipelines.local.state import RunState
+from llm_finetune.pipelines.run_view.display import Display
 
 # KFP's local runner replaces this text in every value it passes to a step by the interpreter's path.
 REWRITTEN = "python3"

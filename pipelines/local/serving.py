@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llm_finetune.components.serving.vllm_serve import local as server
 from llm_finetune.components.serving.vllm_serve import step
+from llm_finetune.components.serving.vllm_serve.local import server
 from llm_finetune.components.shared.errors import UserError
 
 FACTS = "deployment_info"

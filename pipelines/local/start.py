@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llm_finetune.components.serving.vllm_serve import local as server
-from llm_finetune.components.serving.vllm_serve import ports
+from llm_finetune.components.run.check_recipe.step import check_recipe
+from llm_finetune.components.serving.vllm_serve.local import ports, server
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
@@ -24,8 +24,7 @@ from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.serving import show_deployment, show_how_to_serve, show_request, wait_for_ctrl_c
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_card, read_recipe
-from llm_finetune.pipelines.recipe.step import check_recipe
+from llm_finetune.pipelines.recipe import RunPlan, read_assignments, read_card, read_recipe
 
 FAILED, GATE_CLOSED = 1, 3
 CARD_ENVIRONMENT = {

@@ -11,12 +11,12 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.text import Text
 
+from llm_finetune.components.run.check_recipe.step import check_recipe
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.compile import PIPELINE, compile_pipeline
 from llm_finetune.pipelines.local.start import FAILED, GATE_CLOSED
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.recipe.files import RunPlan, read_assignments, read_recipe
-from llm_finetune.pipelines.recipe.step import check_recipe
+from llm_finetune.pipelines.recipe import RunPlan, read_assignments, read_recipe
 from llm_finetune.pipelines.submit.connection import Connection, connect
 from llm_finetune.pipelines.submit.upload import Version, named, upload
 from llm_finetune.pipelines.submit.watch import Ended, LostSight, follow

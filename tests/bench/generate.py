@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from llm_finetune.components.evaluation.evaluate import contest, engine, models
+from llm_finetune.components.evaluation.evaluate import candidates, engine, models
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.generation import Answer, Assignment, Decoding, generate
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.shared.device import fast_dtype
-from llm_finetune.components.shared.padding import ensure_padding
+from llm_finetune.components.shared.modeling.device import fast_dtype
+from llm_finetune.components.shared.modeling.padding import ensure_padding
 
 GOAL = 3.0
 
@@ -60,7 +60,7 @@ def timed_vllm(base: Path, adapter: Path, asked: list[Prompt], tokens: int) -> f
     """Returns prompts per second of vLLM as Evaluate starts it, from before its start until after its end."""
     assigned = {"tuned": Assignment(asked, Decoding(max_new_tokens=tokens, ends=[]), tuned=True)}
     begun = time.perf_counter()
-    engine.answers_of_vllm(models.describe(base, adapter, load_in_4bit=False), assigned, "vllm", contest.Findings())
+    engine.answers_of_vllm(models.describe(base, adapter, load_in_4bit=False), assigned, "vllm", candidates.Findings())
     return len(asked) / (time.perf_counter() - begun)
 
 

@@ -20,8 +20,10 @@ from typing import Any
 
 import urllib3
 
-from llm_finetune.components.serving.vllm_serve import commands, local, model_folder, smoke
-from llm_finetune.components.shared import processes
+from llm_finetune.components.serving.vllm_serve import smoke
+from llm_finetune.components.serving.vllm_serve.local import commands, model_folder
+from llm_finetune.components.serving.vllm_serve.local import server as server_process
+from llm_finetune.components.shared.engine import processes
 
 LEVELS = (1, 8, 32)
 GOALS = {1: 1.0, 32: 2.0}
@@ -45,19 +47,21 @@ def tiny(folder: Path) -> Path:
     return folder
 
 
-def start(build: Any, model: model_folder.ModelFolder, folder: Path, timeout: float) -> tuple[local.Server, float]:
+def start(
+    build: Any, model: model_folder.ModelFolder, folder: Path, timeout: float
+) -> tuple[server_process.Server, float]:
     """Starts a server and asks it once; returns it and the seconds from start to the first answer."""
     folder.mkdir()
     begun = time.monotonic()
-    with local.hold(0) as held:
-        server = local.start(build(model, held.port, folder), held, folder / "server.log", timeout)
+    with server_process.hold(0) as held:
+        server = server_process.start(build(model, held.port, folder), held, folder / "server.log", timeout)
     ask(server, QUESTIONS[0], 4)
     return server, time.monotonic() - begun
 
 
-def ask(server: local.Server, question: str, tokens: int) -> str:
+def ask(server: server_process.Server, question: str, tokens: int) -> str:
     """Returns the answer to one question."""
-    url = f"http://{local.HOST}:{server.port}/v1/chat/completions"
+    url = f"http://{server_process.HOST}:{server.port}/v1/chat/completions"
     body = smoke.chat_request("bench", [{"role": "user", "content": question}], tokens)
     answer = urllib3.request("POST", url, json=body, timeout=600, retries=False)
     if answer.status != 200:
@@ -65,7 +69,7 @@ def ask(server: local.Server, question: str, tokens: int) -> str:
     return str(answer.json()["choices"][0]["message"]["content"] or "")
 
 
-def rate(server: local.Server, at_once: int, tokens: int, count: Any) -> float:
+def rate(server: server_process.Server, at_once: int, tokens: int, count: Any) -> float:
     """Returns tokens per second with so many requests at a time, all of the same length limit."""
     questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(at_once)]
     begun = time.monotonic()
@@ -106,7 +110,7 @@ def bench(model: model_folder.ModelFolder, scratch: Path, options: argparse.Name
         "vllm": lambda m, port, where: commands.vllm(m, "bench", port, where, 2048, 0, options.dtype),
         "transformers": lambda m, port, where: commands.transformers(m, "bench", port, where, options.dtype),
     }
-    servers: dict[str, local.Server] = {}
+    servers: dict[str, server_process.Server] = {}
     first: dict[str, float] = {}
     rates: dict[str, dict[int, float]] = {name: {} for name in builders}
     try:

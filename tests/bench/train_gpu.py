@@ -58,7 +58,7 @@ def write_model(shape: str, folder: Path) -> dict[str, Any]:
     from tiny import tiny_tokenizer
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from llm_finetune.components.shared.architecture import adapter_of, empty_model, shape_of
+    from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model, shape_of
 
     torch.manual_seed(1)
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=False)
@@ -130,8 +130,8 @@ def run_way(options: dict[str, Any]) -> dict[str, Any]:
 
 def estimated_gib(facts: dict[str, Any], tokens: float, nf4: bool, checkpointing: bool) -> float:
     """Returns the memory that apply_lora would print for our way."""
-    from llm_finetune.components.shared.architecture import liger_obstacle, shares_keys
-    from llm_finetune.components.shared.memory import Adapter, Plan, Shape, estimate
+    from llm_finetune.components.shared.modeling.architecture import liger_obstacle, shares_keys
+    from llm_finetune.components.shared.modeling.memory import Adapter, Plan, Shape, estimate
 
     plan = Plan(round(tokens), checkpointing, nf4, fused=not liger_obstacle("llama"), shared_keys=shares_keys())
     return estimate(Shape(**facts["shape"]), Adapter(**facts["adapter"]), plan).gib

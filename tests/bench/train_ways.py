@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoTokenizer, Trainer, TrainerCallback, Tr
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig, SFTTrainer
 
-from llm_finetune.components.shared.causal_lm import load_base
-from llm_finetune.components.shared.device import fast_dtype
-from llm_finetune.components.shared.losses import padded
+from llm_finetune.components.shared.modeling.causal_lm import load_base
+from llm_finetune.components.shared.modeling.device import fast_dtype
+from llm_finetune.components.shared.modeling.losses import padded
 from llm_finetune.components.tokens.tokenize.packing import pack
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.settings import Settings

@@ -12,8 +12,9 @@ from cluster.fake_api.model import Models
 from cluster.fake_api.server import FakeCluster
 from kubernetes import config
 
-from llm_finetune.components.serving.vllm_serve import manifests, targets
-from llm_finetune.components.serving.vllm_serve.reasons import Pace
+from llm_finetune.components.serving.vllm_serve import targets
+from llm_finetune.components.serving.vllm_serve.kserve import manifests
+from llm_finetune.components.serving.vllm_serve.kserve.diagnosis import Pace
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.questions import Question

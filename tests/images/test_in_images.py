@@ -15,7 +15,7 @@ from engine import ROOT, Engine, missing
 
 from llm_finetune.pipelines.demo.base_model import fetch_base_model
 from llm_finetune.pipelines.local.state import RunState, error_of
-from llm_finetune.pipelines.recipe.files import RunPlan, read_recipe
+from llm_finetune.pipelines.recipe import RunPlan, read_recipe
 
 pytestmark = pytest.mark.images
 

@@ -5,7 +5,7 @@ import yaml
 from manifests.kustomize import GPUS, MANIFESTS, ROOT, build, named
 
 from llm_finetune.pipelines.options import read_options
-from llm_finetune.pipelines.recipe.files import read_recipe
+from llm_finetune.pipelines.recipe import read_recipe
 
 # Google's machine types with one GPU: processors and GiB.
 MACHINES = {"l4": ("g2-standard-12", 12, 48), "a100": ("a2-ultragpu-1g", 12, 170), "h100": ("a3-highgpu-1g", 26, 234)}

@@ -19,12 +19,12 @@ from manifests.kustomize import (
 )
 from manifests.policies import violations
 
-from llm_finetune.components.serving.vllm_serve import manifests, mesh
+from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
+from llm_finetune.components.run.check_recipe.step import check_recipe
+from llm_finetune.components.serving.vllm_serve.kserve import manifests, mesh
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.pipelines.options import read_options
-from llm_finetune.pipelines.recipe.cluster import ClusterSettings
-from llm_finetune.pipelines.recipe.files import read_recipe
-from llm_finetune.pipelines.recipe.step import check_recipe
+from llm_finetune.pipelines.recipe import read_recipe
 
 EXAMPLE = "served-from-git"
 RECIPES = sorted(path for name in ("recipe.yaml", "spot.yaml") for path in MANIFESTS.rglob(name))

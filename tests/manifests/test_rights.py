@@ -7,9 +7,9 @@ import yaml
 from cluster.world import V1, World, fixture_make, fixture_world  # noqa: F401
 from manifests.kustomize import MANIFESTS
 
-from llm_finetune.components.serving.vllm_serve import canary, preflight
+from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
+from llm_finetune.components.serving.vllm_serve.kserve import canary, preflight
 from llm_finetune.components.serving.vllm_serve.settings import Settings
-from llm_finetune.pipelines.recipe.cluster import ClusterSettings
 
 Right = tuple[str, str, str]
 
@@ -112,7 +112,7 @@ def test_a_step_reads_its_store_and_its_run_and_reports_its_end() -> None:
     named = {rule["resources"][0]: rule["resourceNames"] for rule in rules if "resourceNames" in rule}
     assert named == {"configmaps": ["kfp-launcher"], "secrets": ["mlpipeline-minio-artifact"]}
     rights = rights_of("components/run-account/role.yaml")
-    # What the Report card asks for (pipelines/report/pods.py).
+    # What the Report card asks for (components/run/report/pods.py).
     assert {("list", "", "pods"), ("get", "", "pods/log")} <= rights
     writing = {right for right in rights if right[0] not in ("get", "list")}
     assert writing == {

@@ -8,7 +8,7 @@ import pytest
 from manifests.kustomize import GPUS, MANIFESTS, OVERLAYS, Manifest, build, compose, named, of_kind
 
 from llm_finetune.pipelines.options import read_options
-from llm_finetune.pipelines.recipe.files import read_recipe
+from llm_finetune.pipelines.recipe import read_recipe
 
 JOB = "llm-finetune-volumes"
 IMAGE_GROUP = 0

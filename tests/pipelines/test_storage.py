@@ -11,8 +11,8 @@ from token_rows import documents, write
 from llm_finetune.components.model.apply_lora import step as apply_lora
 from llm_finetune.components.model.load_model import step as load_model
 from llm_finetune.components.serving.merge_export import step as merge_export
-from llm_finetune.components.shared.base_model import resolve
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import resolve
 from llm_finetune.components.training.finetune_lora import step as finetune_lora
 
 

@@ -62,7 +62,7 @@ def data_report(
     from llm_finetune.components.data.data_report import step
     from llm_finetune.components.shared.card import card
     from llm_finetune.components.shared.metadata import recorded
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({name: arguments[name] for name in step.STAGES})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from llm_finetune.components.shared.duplicates import bytes_of
+from llm_finetune.components.shared.rows.duplicates import bytes_of
 
 # What is measured of a row's text. Bytes beyond ASCII count as letters: they are parts of letters, mostly.
 MEASURES = ("length", "letters", "digits", "beyond ASCII", "word length")

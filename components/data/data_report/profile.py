@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from llm_finetune.components.data.data_report.oddness import Odd, measures, oddest
 from llm_finetune.components.data.data_report.settings import Settings
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import hashes, normalised
-from llm_finetune.components.shared.language import languages
-from llm_finetune.components.shared.layouts import layout_of, recognised
-from llm_finetune.components.shared.pii import PersonalData
-from llm_finetune.components.shared.text import check_columns, texts
+from llm_finetune.components.shared.rows.duplicates import hashes, normalised
+from llm_finetune.components.shared.rows.language import languages
+from llm_finetune.components.shared.rows.layouts import layout_of, recognised
+from llm_finetune.components.shared.rows.pii import PersonalData
+from llm_finetune.components.shared.rows.text import check_columns, texts
 
 LONGEST_COUNTED = 1 << 16
 SHOWN_ROWS = 10

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from llm_finetune.components.data.filter_clean.settings import source_of
 from llm_finetune.components.data.load_dataset.settings import Settings as Source
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.columns import as_text, is_text
-from llm_finetune.components.shared.duplicates import hashes, normalised
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.rows.columns import as_text, is_text
+from llm_finetune.components.shared.rows.duplicates import hashes, normalised
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 

@@ -8,10 +8,10 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.data.filter_clean.contamination import EvaluationSets
 from llm_finetune.components.data.filter_clean.settings import Settings
-from llm_finetune.components.shared.duplicates import NearDuplicates, SeenHashes, Sketch, hashes, normalised
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.language import check_codes, languages
-from llm_finetune.components.shared.text import Texts
+from llm_finetune.components.shared.rows.duplicates import NearDuplicates, SeenHashes, Sketch, hashes, normalised
+from llm_finetune.components.shared.rows.language import check_codes, languages
+from llm_finetune.components.shared.rows.text import Texts
 
 # The first reason that holds is the one that is counted: the cheapest to find first.
 REASONS = (

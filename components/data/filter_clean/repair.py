@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ftfy.fixes import remove_control_chars, remove_terminal_escapes
 
-from llm_finetune.components.shared.columns import as_text, is_text
-from llm_finetune.components.shared.duplicates import bytes_of
+from llm_finetune.components.shared.rows.columns import as_text, is_text
+from llm_finetune.components.shared.rows.duplicates import bytes_of
 
 # What ftfy's remove_control_chars takes out: characters that mean nothing in text, the byte-order mark among them.
 _CONTROL = r"[\x00-\x08\x0B\x0E-\x1F\x7F\x{206A}-\x{206F}\x{FEFF}\x{FFF9}-\x{FFFC}]"

@@ -12,14 +12,15 @@ from llm_finetune.components.data.filter_clean.judge import REASONS, Judge
 from llm_finetune.components.data.filter_clean.page import show
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.data.filter_clean.worker import Cleaner, Tally, Worker, with_reason
-from llm_finetune.components.shared import finders, tables
+from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.layouts import Mixture, layout_of, recognised
-from llm_finetune.components.shared.pii import PersonalData
-from llm_finetune.components.shared.rows import check_accounted
-from llm_finetune.components.shared.text import check_columns
-from llm_finetune.components.shared.unread_fields import refuse_unread
+from llm_finetune.components.shared.row_counts import check_accounted
+from llm_finetune.components.shared.rows import pii_detectors
+from llm_finetune.components.shared.rows.layouts import Mixture, layout_of, recognised
+from llm_finetune.components.shared.rows.pii import PersonalData
+from llm_finetune.components.shared.rows.text import check_columns
+from llm_finetune.components.shared.rows.unread_fields import refuse_unread
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def filter_clean(
         rows=kept.rows,
         rows_in=tally.rows_in,
         dropped=_ordered(tally.dropped, REASONS),
-        personal_data=_ordered(tally.personal_data, finders.KINDS),
+        personal_data=_ordered(tally.personal_data, pii_detectors.KINDS),
         converted=dict(worker.cleaner.converted),
         repaired=worker.cleaner.repaired,
         layout=layout_of(schema, fields),

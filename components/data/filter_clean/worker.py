@@ -11,11 +11,11 @@ import pyarrow as pa
 from llm_finetune.components.data.filter_clean.judge import REASONS, Judge
 from llm_finetune.components.data.filter_clean.repair import repaired, repaired_messages
 from llm_finetune.components.data.filter_clean.settings import Settings
-from llm_finetune.components.shared.columns import is_text
-from llm_finetune.components.shared.conversations import TOOLS, as_messages, bad_conversations
-from llm_finetune.components.shared.layouts import Mixture
-from llm_finetune.components.shared.pii import PersonalData
-from llm_finetune.components.shared.text import Texts, texts
+from llm_finetune.components.shared.rows.columns import is_text
+from llm_finetune.components.shared.rows.conversations import TOOLS, as_messages, bad_conversations
+from llm_finetune.components.shared.rows.layouts import Mixture
+from llm_finetune.components.shared.rows.pii import PersonalData
+from llm_finetune.components.shared.rows.text import Texts, texts
 
 LONGEST_COUNTED = 1 << 16
 

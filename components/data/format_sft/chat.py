@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_finetune.components.data.format_sft.instruction import fields_of, missing_outputs
-from llm_finetune.components.shared.columns import as_json
-from llm_finetune.components.shared.conversations import (
+from llm_finetune.components.shared.questions import Messages
+from llm_finetune.components.shared.rows.columns import as_json
+from llm_finetune.components.shared.rows.conversations import (
     MESSAGE,
     TOOL_MESSAGE,
     TOOLS,
@@ -20,7 +21,6 @@ from llm_finetune.components.shared.conversations import (
     is_role,
     spoken,
 )
-from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.settings import FieldSettings
 
 

@@ -57,7 +57,7 @@ def format_sft(
     arguments = locals()
     from llm_finetune.components.data.format_sft import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"train_dataset": train_dataset, "val_dataset": val_dataset})

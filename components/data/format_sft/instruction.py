@@ -5,8 +5,8 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.data.format_sft.chat_template import chat_template
 from llm_finetune.components.data.format_sft.template import Template
-from llm_finetune.components.shared.columns import as_text, empty
 from llm_finetune.components.shared.questions import Messages
+from llm_finetune.components.shared.rows.columns import as_text, empty
 from llm_finetune.components.shared.settings import FieldSettings
 
 

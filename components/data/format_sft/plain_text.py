@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from llm_finetune.components.data.format_sft.instruction import fields_of, missing_outputs
-from llm_finetune.components.shared.columns import empty
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.questions import Messages
+from llm_finetune.components.shared.rows.columns import empty
 from llm_finetune.components.shared.settings import FieldSettings
 
 TEMPLATE = "{output}"

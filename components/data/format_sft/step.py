@@ -18,13 +18,13 @@ from llm_finetune.components.data.format_sft.template import parse
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.layouts import layout_of, recognised
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.questions import Question, write
-from llm_finetune.components.shared.rows import check_accounted
+from llm_finetune.components.shared.row_counts import check_accounted
+from llm_finetune.components.shared.rows.layouts import layout_of, recognised
+from llm_finetune.components.shared.rows.text import check_columns
+from llm_finetune.components.shared.rows.unread_fields import refuse_unread
 from llm_finetune.components.shared.settings import listed
-from llm_finetune.components.shared.text import check_columns
-from llm_finetune.components.shared.unread_fields import refuse_unread
 
 CHAT = "chat"
 Form = Chat | Instruction | PlainText

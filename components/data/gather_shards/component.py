@@ -25,15 +25,15 @@ def gather_shards(
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     from llm_finetune.components.data.gather_shards import step
-    from llm_finetune.components.shared import rows
+    from llm_finetune.components.shared import row_counts
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
         planned, arrived = step.numbers(partitions), step.numbers([recorded(shard) for shard in shards])
-        order = rows.planned_order("partition", planned, arrived)
+        order = row_counts.planned_order("partition", planned, arrived)
         inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
-        rows.check_whole(inputs)
+        row_counts.check_whole(inputs)
         metadata = [recorded(shard) for shard in inputs.values()]
         facts = step.gather_shards([shard.path for shard in inputs.values()], dataset.path, step.numbered(metadata))
         produced = step.combined(metadata) | facts | lineage(inputs)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from llm_finetune.components.data.gather_shards.joined import common_schema, rows_of
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.rows import check_accounted
+from llm_finetune.components.shared.row_counts import check_accounted
 
 ROW = "row"
 

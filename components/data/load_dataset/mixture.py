@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from llm_finetune.components.data.load_dataset import sampling
-from llm_finetune.components.data.load_dataset.columns import fit, widened
-from llm_finetune.components.data.load_dataset.origins import check_names, shown
 from llm_finetune.components.data.load_dataset.settings import Member
+from llm_finetune.components.data.sources.origins import check_names, shown
+from llm_finetune.components.data.sources.types import fit, widened
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import mixed
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.rows.duplicates import mixed
 
 
 def chosen(folder: Path, count: int, seed: int) -> Iterator[pa.RecordBatch]:

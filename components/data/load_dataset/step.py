@@ -9,16 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from llm_finetune.components.data.load_dataset import hub, sampling
-from llm_finetune.components.data.load_dataset.columns import TypesWidened, settled
+from llm_finetune.components.data.load_dataset import sampling
 from llm_finetune.components.data.load_dataset.mixture import Keep, Mixture
-from llm_finetune.components.data.load_dataset.origins import Files, HubSplit, Origin, combined, distinct
 from llm_finetune.components.data.load_dataset.settings import Member, Settings
+from llm_finetune.components.data.sources import hub
+from llm_finetune.components.data.sources.origins import Files, HubSplit, Origin, combined, distinct
+from llm_finetune.components.data.sources.types import TypesWidened, settled
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.rows import check_accounted
+from llm_finetune.components.shared.row_counts import check_accounted
 
 UNKNOWN = "unknown"
 SHOWN_ROWS = 20

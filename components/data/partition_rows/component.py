@@ -35,14 +35,14 @@ def partition_rows(
     """
     from llm_finetune.components.data.filter_clean.settings import Settings
     from llm_finetune.components.data.partition_rows import step
-    from llm_finetune.components.shared import rows
+    from llm_finetune.components.shared import row_counts
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
-        order = rows.planned_order("shard", planned, [recorded(shard).get("source", "") for shard in shards])
+        order = row_counts.planned_order("shard", planned, [recorded(shard).get("source", "") for shard in shards])
         inputs = {f"shard_{number}": shards[place] for number, place in enumerate(order)}
-        rows.check_whole(inputs)
+        row_counts.check_whole(inputs)
         paths = [shard.path for shard in inputs.values()]
         dealt = step.partition_rows(paths, partitions.path, int(parts), Settings.of({"settings": settings}))
         facts = step.whole(partitions.path, [recorded(shard) for shard in inputs.values()], dealt)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from llm_finetune.components.data.load_dataset.locations import etag
-from llm_finetune.components.data.load_dataset.locations import files as files_of
-from llm_finetune.components.data.load_dataset.locations import name as name_of
+from llm_finetune.components.data.sources.locations import etag
+from llm_finetune.components.data.sources.locations import files as files_of
+from llm_finetune.components.data.sources.locations import name as name_of
 from llm_finetune.components.shared.errors import UserError
 
 MOST_SHARDS = 48

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from llm_finetune.components.shared.duplicates import mixed
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.rows.duplicates import mixed
 
 # Bits of the exact search; it is only needed where groups are large, and then there are few.
 SEARCH_BITS = 400_000_000

@@ -51,7 +51,7 @@ def train_val_split(
     from llm_finetune.components.data.train_val_split import step
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"clean_dataset": clean_dataset})

@@ -12,9 +12,9 @@ import xxhash
 from llm_finetune.components.data.train_val_split.settings import Settings
 from llm_finetune.components.data.train_val_split.shuffle import Shuffle
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.duplicates import NearDuplicates, bytes_of, hashes, mixed, normalised
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.text import FieldSettings, Texts, as_text, empty, texts, trimmed
+from llm_finetune.components.shared.rows.duplicates import NearDuplicates, bytes_of, hashes, mixed, normalised
+from llm_finetune.components.shared.rows.text import FieldSettings, Texts, as_text, empty, texts, trimmed
 
 # Above so many rows near-duplicates are not looked for: about a millisecond and 3 KB each.
 NEAR_ROWS = 100_000

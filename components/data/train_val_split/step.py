@@ -14,10 +14,10 @@ from llm_finetune.components.data.train_val_split.shuffle import Shuffle
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.layouts import recognised
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.rows import check_accounted
-from llm_finetune.components.shared.text import check_columns
+from llm_finetune.components.shared.row_counts import check_accounted
+from llm_finetune.components.shared.rows.layouts import recognised
+from llm_finetune.components.shared.rows.text import check_columns
 
 SHOWN_STRATA = 50
 

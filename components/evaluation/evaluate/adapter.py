@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from llm_finetune.components.shared.adapters import changes_base
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import unwrapped
+from llm_finetune.components.shared.modeling.adapters import changes_base
+from llm_finetune.components.shared.modeling.losses import unwrapped
 
 
 def with_adapter(base: Any, ft_result: str | Path) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import by_length
+from llm_finetune.components.shared.modeling.losses import by_length
 
 
 class TokenBudget:

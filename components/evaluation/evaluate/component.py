@@ -90,7 +90,7 @@ def evaluate(
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.files import content_hash, write_text
     from llm_finetune.components.shared.metadata import flag
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"val_tokens": val_tokens, "val_sft": val_sft, "train_tokens": train_tokens})

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from llm_finetune.components.evaluation.evaluate import vllm_process
-from llm_finetune.components.evaluation.evaluate.contest import Findings
+from llm_finetune.components.evaluation.evaluate.candidates import Findings
 from llm_finetune.components.evaluation.evaluate.generation import Answer, Assignment, answer_of
 from llm_finetune.components.evaluation.evaluate.models import Models
-from llm_finetune.components.shared import engines
-from llm_finetune.components.shared.adapters import lora_rank, unserved
+from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.adapters import lora_rank, unserved
 
 FREE_SHARE = 0.9
 """Share of the GPU's free memory that vLLM may take; the rest is for its CUDA context and what torch rounds up."""

@@ -11,7 +11,7 @@ from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.rows import windows
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import completion_nll, padded
+from llm_finetune.components.shared.modeling.losses import completion_nll, padded
 from llm_finetune.components.shared.progress import Progress
 
 MODELS = ("base", "tuned")

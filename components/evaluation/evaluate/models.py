@@ -8,10 +8,10 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
-from llm_finetune.components.shared.base_model import resolve
-from llm_finetune.components.shared.causal_lm import load_base, load_config
-from llm_finetune.components.shared.device import fast_dtype
-from llm_finetune.components.shared.padding import ensure_padding
+from llm_finetune.components.shared.modeling.base_model import resolve
+from llm_finetune.components.shared.modeling.causal_lm import load_base, load_config
+from llm_finetune.components.shared.modeling.device import fast_dtype
+from llm_finetune.components.shared.modeling.padding import ensure_padding
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from llm_finetune.components.evaluation.evaluate.comparison import LEAST_ROWS_OF
 from llm_finetune.components.evaluation.evaluate.differences import differences
 from llm_finetune.components.evaluation.evaluate.loss import Losses
 from llm_finetune.components.evaluation.evaluate.settings import Settings
+from llm_finetune.components.evaluation.metrics import ANSWER_FIGURES, CONTENDERS, LOSS_FIGURES, TASK_PARTS, Figure
 from llm_finetune.components.shared.charts import ticks
-from llm_finetune.components.shared.figures import ANSWER_FIGURES, CONTENDERS, LOSS_FIGURES, TASK_PARTS, Figure
 from llm_finetune.components.shared.pages import bars, cut, write_page
 
 SHOWN_CHARACTERS = 1000

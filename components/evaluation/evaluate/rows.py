@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.losses import IGNORED
+from llm_finetune.components.shared.modeling.losses import IGNORED
 
 ROWS_PER_WINDOW = 2048
 TRAIN_ROWS_READ = 1024

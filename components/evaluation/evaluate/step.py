@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from llm_finetune.components.evaluation.evaluate import comparison, contest, engine, harness, judge, loss, page, rows
+from llm_finetune.components.evaluation.evaluate import candidates, comparison, engine, harness, judge, loss, page, rows
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
 from llm_finetune.components.evaluation.evaluate.models import describe
 from llm_finetune.components.evaluation.evaluate.settings import Settings
+from llm_finetune.components.evaluation.metrics import dashboard_rows
 from llm_finetune.components.shared import questions
-from llm_finetune.components.shared.causal_lm import evaluating
-from llm_finetune.components.shared.figures import dashboard_rows
+from llm_finetune.components.shared.modeling.causal_lm import evaluating
 from llm_finetune.components.shared.questions import Question
 from llm_finetune.components.shared.settings import listed
 
@@ -85,23 +85,23 @@ def evaluate(
         UserError: If there is no validation row, a loss is not finite, or a task or a column is unknown.
     """
     val_tokens, val_sft = Path(val_tokens), Path(val_sft)
-    findings, budget = contest.Findings(), TokenBudget(settings.tokens_per_batch)
+    findings, budget = candidates.Findings(), TokenBudget(settings.tokens_per_batch)
     tasks = harness.load_tasks(settings.tasks, settings) if settings.tasks else {}
-    servers = contest.servers(settings)
+    servers = candidates.servers(settings)
     chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
     columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
     models = describe(model_config, ft_result, load_in_4bit)
     asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], models.tokenizer, findings)
     training = Path(train_tokens) if train_tokens else None
-    assigned = contest.assignments(models, asked.prompts, training, settings, findings)
+    assigned = candidates.assignments(models, asked.prompts, training, settings, findings)
     asked.given, writer = engine.answers_of_vllm(models, assigned, settings.generation_engine, findings)
     model = models.load()
     with evaluating(model):
         losses = loss.measure(model, val_tokens, chosen, budget)
-        asked.given = asked.given or contest.generated(model, models.tokenizer, assigned, budget)
+        asked.given = asked.given or candidates.generated(model, models.tokenizer, assigned, budget)
         measured = harness.run_tasks(model, models.tokenizer, tasks, settings, findings.notes) if tasks else {}
     if asked.prompts:
-        contest.compare(asked, servers, settings, findings)
+        candidates.compare(asked, servers, settings, findings)
     labels = {"length": loss.length_buckets(losses.lengths), **columns}
     found = comparison.slices(losses, labels, settings.seed)
     metrics = _metrics(losses, found, asked, settings) | measured
@@ -127,7 +127,7 @@ def _named(val_tokens: Path, chosen: np.ndarray) -> np.ndarray:
 
 
 def _prompts(
-    val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any, findings: contest.Findings
+    val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any, findings: candidates.Findings
 ) -> Answers:
     drawn = [row for window in rows.windows(val_tokens, chosen) for row in window]
     prompts = [rows.prompt_of(row, tokenizer) for row in drawn if rows.ends_in_answer(row)]
@@ -148,7 +148,7 @@ def _metrics(
     if answers.scored:
         metrics |= comparison.answer_metrics(answers.scored, settings.seed)
     if "served" in answers.given:
-        metrics["served_agreement"] = contest.agreement(answers.given["tuned"], answers.given["served"])
+        metrics["served_agreement"] = candidates.agreement(answers.given["tuned"], answers.given["served"])
     if answers.verdicts:
         metrics |= judge.figures(answers.verdicts, settings.seed)
     return metrics

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.evaluation.evaluate import vllm_child
-from llm_finetune.components.shared import engines, processes
+from llm_finetune.components.shared.engine import engines, processes
 
 STALLED = 900.0
 """Seconds without a word after which the process is taken for dead; it reports while it loads and while it answers."""

@@ -5,8 +5,8 @@ import operator
 import re
 from dataclasses import dataclass
 
+from llm_finetune.components.evaluation.metrics import ANSWER_FIGURES, BOUNDS, LOSS_FIGURES, NAMES, TASK_PARTS
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.figures import ANSWER_FIGURES, BOUNDS, LOSS_FIGURES, NAMES, TASK_PARTS
 
 COMPARISONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
 ALIASES = {

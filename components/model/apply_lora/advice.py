@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from llm_finetune.components.shared.memory import Adapter, Plan, Shape, estimate
+from llm_finetune.components.shared.modeling.memory import Adapter, Plan, Shape, estimate
 
 
 def advise(shape: Shape, adapter: Adapter, plan: Plan, gpu_memory_gib: float, shortest: int) -> str:

@@ -10,18 +10,18 @@ from peft import LoraConfig
 from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
 from llm_finetune.components.model.apply_lora.targets import check_saved, check_targets, linear_names
-from llm_finetune.components.shared.adapters import unserved
-from llm_finetune.components.shared.architecture import (
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.modeling.adapters import unserved
+from llm_finetune.components.shared.modeling.architecture import (
     adapter_of,
     empty_model,
     liger_obstacle,
     shape_of,
     shares_keys,
 )
-from llm_finetune.components.shared.attention import attention_of, mixing_obstacle
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.memory import Adapter, Memory, Plan, Shape, estimate
+from llm_finetune.components.shared.modeling.attention import attention_of, mixing_obstacle
+from llm_finetune.components.shared.modeling.memory import Adapter, Memory, Plan, Shape, estimate
 from llm_finetune.components.shared.summary import write_summary
 
 ALL_LINEAR = "all-linear"

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from llm_finetune.components.shared.architecture import LINEAR
 from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.modeling.architecture import LINEAR
 
 ADAPTABLE = (*LINEAR, nn.Embedding)
 

@@ -10,7 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from llm_finetune.components.model.load_model.disk import check_space
-from llm_finetune.components.shared.base_model import (
+from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.files import make_writable
+from llm_finetune.components.shared.modeling.base_model import (
     INDEX,
     SINGLE,
     DownloadLines,
@@ -20,8 +22,6 @@ from llm_finetune.components.shared.base_model import (
     hub_token,
     small_files,
 )
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import make_writable
 
 PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 

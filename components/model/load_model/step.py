@@ -10,11 +10,11 @@ from llm_finetune.components.model.load_model.disk import copy_files, place_weig
 from llm_finetune.components.model.load_model.headers import Tensor, count_parameters, local_tensors
 from llm_finetune.components.model.load_model.settings import Settings
 from llm_finetune.components.model.load_model.source import Source, fetch_weights, find, licence
-from llm_finetune.components.shared.base_model import REFERENCE, file_stamps, files_revision, verify_revision
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import whole_folder
+from llm_finetune.components.shared.modeling.base_model import REFERENCE, file_stamps, files_revision, verify_revision
+from llm_finetune.components.shared.modeling.weight_types import stored_types
 from llm_finetune.components.shared.summary import gigabytes, write_summary
-from llm_finetune.components.shared.weight_types import stored_types
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")

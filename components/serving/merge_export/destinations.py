@@ -7,7 +7,7 @@ from typing import Any
 from llm_finetune.components.serving.merge_export import publish, registry
 from llm_finetune.components.serving.merge_export.export import check_export, export
 from llm_finetune.components.serving.merge_export.settings import Settings
-from llm_finetune.components.shared.storage_uris import storage_of
+from llm_finetune.components.shared.engine.storage_uris import storage_of
 
 
 @dataclass(frozen=True)

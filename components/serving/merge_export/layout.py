@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.shared.base_model import INDEX, small_files
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import INDEX, small_files
 
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")

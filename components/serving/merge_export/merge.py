@@ -12,9 +12,9 @@ from transformers import AutoConfig
 from llm_finetune.components.serving.merge_export import shards, streaming
 from llm_finetune.components.serving.merge_export.parity import Answers, Rows, answers, parity_rows
 from llm_finetune.components.serving.merge_export.weights import StoredWeights, cast
-from llm_finetune.components.shared.base_model import resolve
-from llm_finetune.components.shared.causal_lm import load_base
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import resolve
+from llm_finetune.components.shared.modeling.causal_lm import load_base
 
 SHARD_SIZE = 5 * 10**9
 """As large as the Hub's own models are cut."""

@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 from llm_finetune.components.serving.merge_export.layout import ADAPTER, WEIGHTS, leftovers
-from llm_finetune.components.shared.base_model import SMALL_FILES
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import SMALL_FILES
 
 MANIFEST = "manifest.json"
 OVERWRITE = "merge_export: {export_overwrite: true}"

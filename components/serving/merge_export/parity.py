@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import IGNORED, by_length, completion_logits, padded
+from llm_finetune.components.shared.modeling.losses import IGNORED, by_length, completion_logits, padded
 
 ROWS_FILE = "parity_prompts.json"
 Rows = list[dict[str, list[int]]]

@@ -9,8 +9,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from llm_finetune.components.serving.merge_export import ownership
 from llm_finetune.components.serving.merge_export.export import described
 from llm_finetune.components.serving.merge_export.ownership import MANIFEST
-from llm_finetune.components.shared.base_model import first_line, hub_token
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import first_line, hub_token
 
 UNTOUCHED = (".gitattributes", "README.md")
 """Files that a repository on the Hub begins with."""

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from llm_finetune.components.serving.merge_export.weights import ADAPTER, StoredWeights, cast
-from llm_finetune.components.shared.base_model import INDEX
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import unwrapped
+from llm_finetune.components.shared.modeling.base_model import INDEX
+from llm_finetune.components.shared.modeling.losses import unwrapped
 
 BLOCK = 2**21
 """Values merged at a time: 8 MB of float32, which the allocator keeps for the next block instead of the system."""

@@ -17,10 +17,10 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
-from llm_finetune.components.shared.attention import attention_of
-from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.losses import unwrapped
+from llm_finetune.components.shared.modeling.attention import attention_of
+from llm_finetune.components.shared.modeling.causal_lm import nf4_config
+from llm_finetune.components.shared.modeling.losses import unwrapped
 
 # Initial values that PEFT makes from the base weights while it loads; none of them is in memory then.
 FROM_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")

@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import parse_local_safetensors_file_metadata
 from safetensors import safe_open
 
-from llm_finetune.components.shared.base_model import INDEX, SINGLE
-from llm_finetune.components.shared.causal_lm import nf4_config
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.weight_types import stored_types
+from llm_finetune.components.shared.modeling.base_model import INDEX, SINGLE
+from llm_finetune.components.shared.modeling.causal_lm import nf4_config
+from llm_finetune.components.shared.modeling.weight_types import stored_types
 
 ADAPTER = "default"
 """PEFT's name for the one adapter of a model."""

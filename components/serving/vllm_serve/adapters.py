@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import urllib3
 
-from llm_finetune.components.serving.vllm_serve import model_folder, smoke
-from llm_finetune.components.serving.vllm_serve.manifests import ADAPTERS, Deployment
-from llm_finetune.components.shared.adapters import unserved
+from llm_finetune.components.serving.vllm_serve import smoke
+from llm_finetune.components.serving.vllm_serve.kserve.manifests import ADAPTERS, Deployment
+from llm_finetune.components.serving.vllm_serve.local import model_folder
 from llm_finetune.components.shared.errors import UserError, nearest
+from llm_finetune.components.shared.modeling.adapters import unserved
 
 if TYPE_CHECKING:
-    from llm_finetune.components.serving.vllm_serve.preflight import Found
+    from llm_finetune.components.serving.vllm_serve.kserve.preflight import Found
 
 
 @dataclass(frozen=True)

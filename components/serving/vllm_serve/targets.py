@@ -8,24 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_finetune.components.serving.vllm_serve import (
-    adapters,
-    commands,
-    local,
-    manifests,
-    model_folder,
-    questions,
-    report,
-    smoke,
-)
+from llm_finetune.components.serving.vllm_serve import adapters, questions, report, smoke
+from llm_finetune.components.serving.vllm_serve.kserve import manifests
+from llm_finetune.components.serving.vllm_serve.local import commands, model_folder
+from llm_finetune.components.serving.vllm_serve.local import server as server_process
 from llm_finetune.components.serving.vllm_serve.questions import Asked
-from llm_finetune.components.shared import processes, storage_uris
+from llm_finetune.components.shared.engine import processes, storage_uris
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.questions import Question
 
 if TYPE_CHECKING:
-    from llm_finetune.components.serving.vllm_serve.reasons import Pace
+    from llm_finetune.components.serving.vllm_serve.kserve.diagnosis import Pace
     from llm_finetune.components.serving.vllm_serve.settings import Settings
 
 
@@ -58,7 +52,7 @@ def local_server(model: Served, info_path: Path, page_path: Path, settings: Sett
     base, adapter = _with_adapter(model.path, settings)
     folder = info_path.parent.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with local.hold(settings.port) as held:
+    with server_process.hold(settings.port) as held:
         launch = commands.choose(
             base,
             settings.deployment_name,
@@ -69,14 +63,14 @@ def local_server(model: Served, info_path: Path, page_path: Path, settings: Sett
             settings.dtype,
             adapter,
         )
-        server = local.start(launch, held, folder / "server.log", settings.ready_timeout)
+        server = server_process.start(launch, held, folder / "server.log", settings.ready_timeout)
     try:
-        base_url = f"http://{local.HOST}:{server.port}/v1"
+        base_url = f"http://{server_process.HOST}:{server.port}/v1"
         asked = questions.choose(settings, model.rows, launch.max_model_len or base.context_length)
         # `transformers serve` lists its download cache, and answers to the name of its model alone.
         root = str(adapter or base.path) if launch.server == "vllm" else ""
         answers = _ask(base_url, settings.deployment_name, asked, settings, bool(root), root)
-        local.check(server)
+        server_process.check(server)
         info = _facts(settings, base_url, f"{model.content.removeprefix('sha256:')[:16]}", asked, answers) | {
             "ready_seconds": server.ready_seconds,
             "server": launch.server,
@@ -120,10 +114,10 @@ def kserve(
     model: Served, info_path: Path, page_path: Path, settings: Settings, pace: Pace | None = None
 ) -> dict[str, Any]:
     """Brings an InferenceService to this model and asks it; whatever fails leaves the cluster as it was."""
-    from llm_finetune.components.serving.vllm_serve import canary, preflight
-    from llm_finetune.components.serving.vllm_serve.cluster import Cluster
-    from llm_finetune.components.serving.vllm_serve.reasons import Pace
-    from llm_finetune.components.serving.vllm_serve.release import Release
+    from llm_finetune.components.serving.vllm_serve.kserve import canary, preflight
+    from llm_finetune.components.serving.vllm_serve.kserve.cluster import Cluster
+    from llm_finetune.components.serving.vllm_serve.kserve.diagnosis import Pace
+    from llm_finetune.components.serving.vllm_serve.kserve.release import Release
 
     pace = pace or Pace(ready=settings.ready_timeout, unschedulable=settings.unschedulable_timeout)
     deployment, store = planned(model, settings)

@@ -45,7 +45,7 @@ def tokenize(
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
     from llm_finetune.components.tokens.tokenize import step, vocabulary
 
     with card(package_version):

@@ -15,7 +15,7 @@ from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.rows import check_accounted
+from llm_finetune.components.shared.row_counts import check_accounted
 from llm_finetune.components.tokens.tokenize.documents import Documents, joined, tokenized
 from llm_finetune.components.tokens.tokenize.packing import pack
 from llm_finetune.components.tokens.tokenize.settings import Settings

@@ -10,9 +10,9 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from llm_finetune.components.shared.causal_lm import load_base
-from llm_finetune.components.shared.losses import has_plain_head
-from llm_finetune.components.shared.padding import ensure_padding
+from llm_finetune.components.shared.modeling.causal_lm import load_base
+from llm_finetune.components.shared.modeling.losses import has_plain_head
+from llm_finetune.components.shared.modeling.padding import ensure_padding
 from llm_finetune.components.training.finetune_lora.device import DevicePlan, plan_device
 from llm_finetune.components.training.finetune_lora.parallel import Layout, is_first, lay_out, process_count
 from llm_finetune.components.training.finetune_lora.settings import Settings

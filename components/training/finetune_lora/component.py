@@ -84,7 +84,7 @@ def finetune_lora(
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.metadata import flag
-    from llm_finetune.components.shared.rows import check_whole
+    from llm_finetune.components.shared.row_counts import check_whole
     from llm_finetune.components.training.finetune_lora import step
 
     with card(package_version):

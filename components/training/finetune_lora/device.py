@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from llm_finetune.components.shared.attention import attention_of, mixing_obstacle
-from llm_finetune.components.shared.device import fast_dtype
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.attention import attention_of, mixing_obstacle
+from llm_finetune.components.shared.modeling.device import fast_dtype
 from llm_finetune.components.training.finetune_lora.fused import fused_layers_obstacle
 from llm_finetune.components.training.finetune_lora.varlen import NAME, varlen_obstacle
 

@@ -7,8 +7,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_finetune.components.shared.architecture import liger_obstacle
-from llm_finetune.components.shared.losses import unwrapped
+from llm_finetune.components.shared.modeling.architecture import liger_obstacle
+from llm_finetune.components.shared.modeling.losses import unwrapped
 
 
 def fused_layers_obstacle(model_type: str) -> str:

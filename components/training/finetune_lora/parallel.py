@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from llm_finetune.components.shared.adapters import changes_base
-from llm_finetune.components.shared.architecture import adapter_of, empty_model, shape_of, shares_keys
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.memory import Plan, estimate
+from llm_finetune.components.shared.modeling.adapters import changes_base
+from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model, shape_of, shares_keys
+from llm_finetune.components.shared.modeling.memory import Plan, estimate
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
 from llm_finetune.components.training.finetune_lora.settings import Settings
 

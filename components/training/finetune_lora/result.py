@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.files import whole_folder, write_text
-from llm_finetune.components.shared.losses import IGNORED
+from llm_finetune.components.shared.modeling.losses import IGNORED
 
 PARITY_ROWS = 16
 

@@ -14,8 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from llm_finetune.components.shared.causal_lm import evaluating
-from llm_finetune.components.shared.losses import IGNORED, by_length, completion_nll, padded
+from llm_finetune.components.shared.modeling.causal_lm import evaluating
+from llm_finetune.components.shared.modeling.losses import IGNORED, by_length, completion_nll, padded
 from llm_finetune.components.shared.progress import Progress
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.device import DevicePlan

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 
-from llm_finetune.components.shared.attention import attention_of, layer_types, mixing_obstacle
+from llm_finetune.components.shared.modeling.attention import attention_of, layer_types, mixing_obstacle
 
 NAME = "varlen"
 
