@@ -10,7 +10,7 @@ KEEP ?= 1
 WORKERS := $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak bench
+.PHONY: help run test card test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -35,13 +35,15 @@ bench: $(READY) ## the benches that need no GPU: training, data, merge; each end
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@mkdir -p $(VENV)/types/llm_finetune
-	@ln -sfn $(CURDIR)/components $(CURDIR)/pipelines $(VENV)/types/llm_finetune/
-	@MYPYPATH=$(VENV)/types $(BIN)/mypy -p llm_finetune
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir $(VENV)/import-linter
 
 compile: $(READY) ## write pipelines/compiled/finetune.yaml and manifests/kfp
 	@$(BIN)/llm-finetune compile
 	@$(BIN)/llm-finetune compile --format kubernetes
+
+card: $(READY) ## the skeleton of a new card, with a passing test (NAME=data/count_words; CONTRIBUTING.md)
+	@$(BIN)/python -m llm_finetune.pipelines.new_card $(NAME)
 
 images: $(READY) ## build the images [REGISTRY= TAG= TORCH=cpu BUILDER= BASE= PUSH=1 PIN=1] (docs/images.md)
 	@$(BIN)/python -m images.build $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(TAG),--tag $(TAG)) \

@@ -51,6 +51,13 @@ def compile_command(
     options: Options = None,
 ) -> None:
     """Write the pipeline for the Kubeflow dashboard, the kfp client, or a GitOps repository."""
+    if output is None:  # before kfp reads the signatures
+        from llm_finetune.pipelines.reference import write_reference
+        from llm_finetune.pipelines.signatures import write_signatures
+
+        for path in [*write_signatures(), *write_reference()]:
+            console.print(f"{path} written from the settings", soft_wrap=True)
+
     from llm_finetune.pipelines import compile as compiling
     from llm_finetune.pipelines.options import read_options
     from llm_finetune.pipelines.readme import README, update

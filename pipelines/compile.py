@@ -14,9 +14,9 @@ from llm_finetune.pipelines.finetune import finetune_pipeline
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.sharded_data import sharded_data_pipeline
 
-COMPILED = Path(__file__).parent / "compiled" / "finetune.yaml"
+COMPILED = Path(__file__).resolve().parent / "compiled" / "finetune.yaml"
 SHARDED = COMPILED.with_name("sharded-data.yaml")
-RESOURCES = Path(__file__).parents[1] / "manifests" / "kfp"
+RESOURCES = Path(__file__).resolve().parents[1] / "manifests" / "kfp"
 PIPELINE = "llm-finetune"
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def update(readme: Path, pipeline: Path) -> bool:

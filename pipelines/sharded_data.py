@@ -20,6 +20,7 @@ from kfp import dsl
 
 from llm_finetune.components.data.filter_clean.component import filter_clean
 from llm_finetune.components.data.format_sft.component import format_sft
+from llm_finetune.components.data.format_sft.settings import DEFAULT_TEMPLATE
 from llm_finetune.components.data.gather_shards.component import gather_shards
 from llm_finetune.components.data.load_dataset.component import load_dataset
 from llm_finetune.components.data.partition_rows.component import partition_rows
@@ -28,7 +29,6 @@ from llm_finetune.components.data.train_val_split.component import train_val_spl
 from llm_finetune.components.run.check_recipe.component import check_recipe
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.pipelines.cluster import NETWORK_RETRIES, Cluster
-from llm_finetune.pipelines.finetune import TEMPLATE
 from llm_finetune.pipelines.options import ClusterOptions
 
 VERSION = version("llm-finetune")
@@ -184,7 +184,7 @@ def sharded_data_pipeline(options: ClusterOptions) -> Any:
         files: str,
         shards: int = 8,
         val_ratio: float = 0.1,
-        template: str = TEMPLATE,
+        template: str = DEFAULT_TEMPLATE,
         model_name: str = "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
         max_length: int = 1024,
         seed: int = 42,
@@ -206,7 +206,10 @@ def sharded_data_pipeline(options: ClusterOptions) -> Any:
             The kept rows, and both splits as text and as tokens.
         """
         checked = check_recipe(
-            parameters={"val_ratio": val_ratio, "model_name": model_name, "max_length": max_length, "seed": seed},
+            val_ratio=val_ratio,
+            model_name=model_name,
+            max_length=max_length,
+            seed=seed,
             template=template,
             recipe=recipe,
             package_version=VERSION,

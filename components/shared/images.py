@@ -13,7 +13,7 @@ from kfp import dsl
 
 DEFAULT_REGISTRY = "ghcr.io/llm-finetune"
 # Digests of the images that `make images PUSH=1` has pushed; an installed package has no such file beside it.
-PUSHED = Path(os.environ.get("LLM_FINETUNE_IMAGES") or Path(__file__).parents[2] / "build" / "images.json")
+PUSHED = Path(os.environ.get("LLM_FINETUNE_IMAGES") or Path(__file__).resolve().parents[2] / "build" / "images.json")
 
 
 def image(family: str) -> str:

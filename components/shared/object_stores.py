@@ -8,8 +8,7 @@ from typing import Any
 
 import fsspec
 
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import first_line
+from llm_finetune.components.shared.errors import UserError, first_line
 
 PROBE = ".llm-finetune-write-test"
 PAUSES = (1.0, 5.0)  # seconds before a file whose connection broke is sent again

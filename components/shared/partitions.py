@@ -6,6 +6,9 @@ from typing import Any
 
 from llm_finetune.components.shared.row_counts import check_files, check_whole
 
+MOST_SHARDS = 48
+"""KFP gives a card all its inputs as one argument, which has 128 KiB at most; an artifact takes 1 to 2 of them."""
+
 
 def part_of(partitions: str | Path, part: int) -> Path:
     """Returns the folder of a partition."""

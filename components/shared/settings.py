@@ -1,7 +1,7 @@
 """Settings of a card: typed, checked, and refused with the nearest right name."""
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,12 +11,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class CardSettings(BaseModel):
-    """Base of every card's `Settings`.
+    """Base of every card's `Settings`, the only place where a setting is declared: type, default, limits, description.
 
-    The settings' names, defaults and descriptions are those of the card's `component.py`; the class adds their limits.
-    Numbers that travelled through JSON come back as floats, so `3.0` is taken as the integer 3.
+    The signature of the card's `component.py` is generated from it. Numbers that travelled through JSON come back as
+    floats, so `3.0` is taken as the integer 3.
+
+    Attributes:
+        renamed: Old name to new name, of settings whose old name is still accepted, with a warning.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     @classmethod
@@ -34,7 +38,7 @@ class CardSettings(BaseModel):
             UserError: If a value is impossible or a name in `settings` is unknown.
         """
         own = {name: value for name, value in arguments.items() if name in cls.model_fields}
-        return checked(cls, {**own, **(arguments.get("settings") or {})})
+        return checked(cls, {**own, **with_new_names(cls, arguments.get("settings") or {})})
 
 
 class FieldSettings(CardSettings):
@@ -47,10 +51,17 @@ class FieldSettings(CardSettings):
         chat_key: Column with a list of messages (`role`, `content`); when set, the three others are not looked at.
     """
 
-    instruction_key: str = "instruction"
-    input_key: str = "input"
-    output_key: str = Field("output", min_length=1)
-    chat_key: str = ""
+    instruction_key: str = Field(
+        default="instruction",
+        description="Column with the instruction; empty, with an empty input_key, for plain text in output_key.",
+    )
+    input_key: str = Field(default="input", description="Column with the input; empty for data without one.")
+    output_key: str = Field(default="output", min_length=1, description="Column with the answer.")
+    chat_key: str = Field(
+        default="",
+        description="Column with a list of messages (role, content), for data that is conversations; the three "
+        "other keys are then not looked at.",
+    )
 
     @property
     def keys(self) -> list[str]:
@@ -58,6 +69,29 @@ class FieldSettings(CardSettings):
         if self.chat_key:
             return [self.chat_key]
         return [key for key in (self.instruction_key, self.input_key, self.output_key) if key]
+
+
+def with_new_names(settings: type[CardSettings], values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Replaces old names of renamed settings, and prints a warning for each.
+
+    Args:
+        settings: The card's settings.
+        values: Values by old or new name.
+        where: What the values are, for the message, such as `recipe.evaluate`.
+
+    Returns:
+        Values by new name.
+
+    Raises:
+        UserError: If a setting is given by both names.
+    """
+    prefix = f"{where}." if where else ""
+    for old, new in settings.renamed.items():
+        if old in values and new in values:
+            raise UserError(f"{prefix}{old} is the old name of {prefix}{new}: give {new} alone")
+        if old in values:
+            print(f"warning: {prefix}{old} is now called {new}; the next version no longer accepts {old}", flush=True)
+    return {settings.renamed.get(name, name): value for name, value in values.items()}
 
 
 def listed(text: str) -> list[str]:

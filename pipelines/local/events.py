@@ -5,28 +5,13 @@ test breaks if another release words them otherwise.
 """
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+
+from llm_finetune.pipelines.run_view.cards import Event
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"INFO - Executing task '(.+)'$")
 _ENDED = re.compile(r"Task '(.+)' finished with status (SUCCESS|FAILURE)$")
 _CACHED = re.compile(r"INFO - Task (\S+) cache hit \(key=(\w+)\)")
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a card.
-
-    Attributes:
-        kind: What happened.
-        task: The card's name in the pipeline.
-        cache_key: First digits of the cache entry's name, for a card that was taken from the cache.
-    """
-
-    kind: Literal["started", "succeeded", "failed", "cached"]
-    task: str
-    cache_key: str = ""
 
 
 def read_event(line: str) -> Event | None:

@@ -19,7 +19,8 @@ from rich.console import Console
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.progress import clock
 from llm_finetune.pipelines.local.serving import command_to_serve
-from llm_finetune.pipelines.local.state import CardRun, Page, RunState
+from llm_finetune.pipelines.local.state import RunState
+from llm_finetune.pipelines.run_view.cards import CardRun, Page
 
 INDEX = "index.html"
 TEMPLATES = Path(__file__).parent

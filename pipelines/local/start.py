@@ -25,8 +25,8 @@ from llm_finetune.pipelines.local.serving import show_deployment, show_how_to_se
 from llm_finetune.pipelines.local.state import error_of
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe import RunPlan, read_assignments, read_card, read_recipe
+from llm_finetune.pipelines.run_view.cards import ExitStatus
 
-FAILED, GATE_CLOSED = 1, 3
 CARD_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
@@ -163,7 +163,7 @@ def _run(console: Console, plan: RunPlan, workdir: Path, resume: bool, keep: boo
 
 def _code_fingerprint() -> str:
     """Returns what cached results depend on besides their inputs: the package's version, its source and templates."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).resolve().parents[2]
     kinds = ("**/*.py", "**/*.jinja")
     sources = [content_hash(root / folder, kind) for folder in ("components", "pipelines") for kind in kinds]
     return hashlib.sha256(json.dumps([PACKAGE_VERSION, sources]).encode()).hexdigest()[:16]
@@ -181,7 +181,7 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
         console.print("log:")
         console.out(log)
         show_index(console, state)
-        return FAILED
+        return ExitStatus.FAILED
     deployed = state.output("vllm-serve", "deployment_info")
     if deployed is None:
         closed = closed_gate(state)
@@ -190,7 +190,7 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
         show_results(console, run)
         console.print(Text(reason, "yellow"), soft_wrap=True)
         show_pages(console, state)
-        return GATE_CLOSED
+        return ExitStatus.GATE_CLOSED
     info = server.read_info(deployed)
     is_local = info["target"] == "local"
     try:

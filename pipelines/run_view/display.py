@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_finetune.components.shared.progress import clock
-from llm_finetune.pipelines.local.events import Event
-from llm_finetune.pipelines.local.state import CardRun
+from llm_finetune.pipelines.run_view.cards import CardRun, Event
 
 MARKS = {
     "waiting": ("·", "dim"),

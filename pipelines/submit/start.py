@@ -14,14 +14,12 @@ from rich.text import Text
 from llm_finetune.components.run.check_recipe.step import check_recipe
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.compile import PIPELINE, compile_pipeline
-from llm_finetune.pipelines.local.start import FAILED, GATE_CLOSED
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe import RunPlan, read_assignments, read_recipe
+from llm_finetune.pipelines.run_view.cards import ExitStatus
 from llm_finetune.pipelines.submit.connection import Connection, connect
 from llm_finetune.pipelines.submit.upload import Version, named, upload
 from llm_finetune.pipelines.submit.watch import Ended, LostSight, follow
-
-LOST_SIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def submit(console: Console, wanted: Submission) -> int:
         except LostSight as error:
             console.print(Text(str(error), "yellow"), soft_wrap=True)
             _show_details(console, link)
-            return LOST_SIGHT
+            return ExitStatus.NOT_FOLLOWED
     return _finish(console, ended, link)
 
 
@@ -208,13 +206,13 @@ def _finish(console: Console, ended: Ended, link: str) -> int:
         reason = ended.reason or "the card Report of the run says why"
         console.print(Text(f"The run {ended.state.lower()}: {reason}", "red"), soft_wrap=True)
         _show_details(console, link)
-        return FAILED
+        return ExitStatus.FAILED
     reason = ended.reason[:1].upper() + ended.reason[1:]
     if ended.deployed is False:
         said = reason or "The gate stayed closed, so nothing was deployed; its page says why"
         console.print(Text(said, "yellow"), soft_wrap=True)
         _show_details(console, link)
-        return GATE_CLOSED
+        return ExitStatus.GATE_CLOSED
     console.print(Text("The run succeeded", "green"), soft_wrap=True)
     if reason:
         console.print(Text(reason), soft_wrap=True)

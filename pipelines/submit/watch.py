@@ -12,8 +12,7 @@ from rich.text import Text
 
 from llm_finetune.components.shared.card_logs import recorded, told_error
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.pipelines.local.events import Event
-from llm_finetune.pipelines.local.state import CardRun, State, card_titles
+from llm_finetune.pipelines.run_view.cards import CardRun, Event, State, card_titles
 from llm_finetune.pipelines.run_view.display import Display
 from llm_finetune.pipelines.submit.connection import Connection, NotLetIn, OutOfReach
 from llm_finetune.pipelines.submit.logs import end_of_log

@@ -8,6 +8,8 @@ from typing import Any
 
 from kfp.dsl.executor import Executor
 
+from llm_finetune.components.shared.card import PACKAGE_VERSION
+
 RECORDED = Path(__file__).parent / "recorded"
 RUN = "llm-finetune"
 SESSION = json.dumps({"Provider": "minio", "Params": {"endpoint": "store.example:9000", "secretName": "store-secret"}})
@@ -60,6 +62,8 @@ class Backend:
         values = found["inputs"]["parameterValues"]
         assert set(parameters) <= set(values), f"{card} was not given {set(parameters) - set(values)}"
         values.update(parameters)
+        if "package_version" in values:
+            values["package_version"] = PACKAGE_VERSION
         for name, artifacts in found["inputs"].get("artifacts", {}).items():
             artifacts["artifacts"][0]["metadata"] = copy.deepcopy(self.stored[name])
         text = json.dumps(found["outputs"]).replace(f"/{RUN}/", f"/{self.name}/")

@@ -58,7 +58,7 @@ def run_chain(backend, model, data):
     chosen = backend.run(
         "check-recipe",
         FACES["check-recipe"],
-        parameters={**asked["parameters"], "model_name": model},
+        model_name=model,
         recipe={**asked["recipe"], **RECIPE},
         jsonl_path=data,
         checkpoint_root="",

@@ -11,8 +11,8 @@ from lint import graphs, lint
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
 from llm_finetune.pipelines.compile import COMPILED, RESOURCES, compile_pipeline, compile_resources, content_version
 from llm_finetune.pipelines.finetune import finetune
-from llm_finetune.pipelines.local.state import card_titles
 from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.run_view.cards import card_titles
 
 TITLES = {
     "check-recipe": "Check Recipe", "pin-sources": "Pin Sources", "load-dataset": "Load Dataset", "filter-clean": "Filter & Clean",

@@ -12,7 +12,8 @@ from rich.console import Console
 from llm_finetune.pipelines.compile import compile_pipeline
 from llm_finetune.pipelines.local.pages import INDEX, Outcome, finish_pages, markdown_page, show_index, write_pages
 from llm_finetune.pipelines.local.report import show_pages
-from llm_finetune.pipelines.local.state import RunState, read_cards
+from llm_finetune.pipelines.local.state import RunState
+from llm_finetune.pipelines.run_view.cards import read_cards
 
 REPORT = """# Quality Gate: **closed** by `loss`
 

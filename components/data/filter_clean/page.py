@@ -1,18 +1,15 @@
 """The card's page: what was kept, what was dropped and why."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_finetune.components.data.filter_clean.facts import Facts
 from llm_finetune.components.data.filter_clean.judge import Pair
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.charts import histogram
 from llm_finetune.components.shared.pages import cut, write_page
-
-if TYPE_CHECKING:
-    from llm_finetune.components.data.filter_clean.step import Facts
 
 SHOWN_ROWS = 20
 SHOWN_CHARACTERS = 160
@@ -21,7 +18,7 @@ SHOWN_CHARACTERS = 160
 def show(
     clean_dataset: str | Path,
     preview: str | Path,
-    facts: "Facts",
+    facts: Facts,
     lengths: np.ndarray,
     pairs: list[Pair],
     settings: Settings,

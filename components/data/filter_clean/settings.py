@@ -31,17 +31,53 @@ def source_of(named: str | Mapping[str, Any]) -> Source:
 class Settings(FieldSettings):
     """Settings of the card; `component.py` documents them."""
 
-    min_chars: int = Field(16, ge=0)
-    max_chars: int = Field(4096, ge=0)
-    drop_if_missing_output: bool = True
-    repair: Literal["off", "control", "unicode"] = "control"
-    languages: str = ""
-    dedup: Literal["none", "exact", "near"] = "exact"
-    near_threshold: float = Field(0.8, ge=0.3, le=1.0)
-    eval_sets: list[str | dict[str, Any]] = Field([])
-    eval_words: int = Field(13, ge=5, le=50)
-    pii: Literal["off", "report", "redact"] = "report"
-    phone_region: str = Field("US", pattern="^[A-Z]{2}$")
+    min_chars: int = Field(default=16, ge=0, description="Rows with fewer characters are dropped.")
+    max_chars: int = Field(default=4096, ge=0, description="Rows with more characters are dropped; 0 for no limit.")
+    drop_if_missing_output: bool = Field(
+        default=True, description="Whether rows with a null or blank answer are dropped."
+    )
+    repair: Literal["off", "control", "unicode"] = Field(
+        default="control",
+        description="`off`; `control` removes control characters and terminal escapes; `unicode` also mends wrongly "
+        "decoded text, odd widths of characters and line ends (ftfy).",
+    )
+    languages: str = Field(
+        default="",
+        description="Languages to keep, as ISO 639-1 codes with commas between (`en,de`); empty for all. Rows with "
+        "fewer than 20 letters are kept.",
+    )
+    dedup: Literal["none", "exact", "near"] = Field(
+        default="exact",
+        description="`none`; `exact` drops rows that differ from an earlier one in case and white space at most; "
+        "`near` also those that share most of their text with an earlier one (the same runs of five bytes; of input "
+        "and output, or of instruction and output where there is no input).",
+    )
+    near_threshold: float = Field(
+        default=0.8,
+        ge=0.3,
+        le=1.0,
+        description="Share of common text (Jaccard similarity) from which rows are near-duplicates, 0.3 to 1.",
+    )
+    eval_sets: list[str | dict[str, Any]] = Field(
+        default=[],
+        description="Evaluation sets that must not be learned: each a path, a URL, the name of a Hub dataset (its "
+        "split `test`) or a mapping of Load Dataset's settings. Rows that share a run of words with one are "
+        "dropped.",
+    )
+    eval_words: int = Field(
+        default=13, ge=5, le=50, description="Length of such a run: 13 words as for GPT-3; 8 is stricter."
+    )
+    pii: Literal["off", "report", "redact"] = Field(
+        default="report",
+        description="`off`; `report` counts e-mail addresses, phone and card numbers, IBANs, IP addresses and the "
+        "keys and tokens of known services in the kept rows; `redact` also replaces them, by [EMAIL] and the like, "
+        "in every column.",
+    )
+    phone_region: str = Field(
+        default="US",
+        pattern="^[A-Z]{2}$",
+        description="Country whose phone numbers may stand without a country code, as two letters.",
+    )
 
     @property
     def language_codes(self) -> list[str]:

@@ -13,10 +13,24 @@ WRITTEN = ("prompt", "completion", "messages", "tools")
 class Settings(FieldSettings):
     """Settings of the card; `component.py` documents them."""
 
-    template: str = Field(DEFAULT_TEMPLATE, min_length=1)
-    system_prompt: str = ""
-    drop_empty_sections: bool = False
-    keep_columns: str = ""
+    template: str = Field(
+        default=DEFAULT_TEMPLATE,
+        min_length=1,
+        description="Text with {instruction}, {input} and {output}; a written \\n is a newline, {{ and }} are "
+        "braces. `chat` instead of a text makes conversations for the base model's own chat template.",
+    )
+    system_prompt: str = Field(
+        default="", description="With template = chat: system message of the conversations that have none."
+    )
+    drop_empty_sections: bool = Field(
+        default=False,
+        description="Whether a section of the template (a block between blank lines) whose fields are all empty is "
+        "left out.",
+    )
+    keep_columns: str = Field(
+        default="",
+        description="Columns of the data that are kept beside, separated by commas: for the slices of Evaluate.",
+    )
 
     @field_validator("keep_columns")
     @classmethod

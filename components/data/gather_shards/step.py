@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.gather_shards.joined import common_schema, rows_of
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.files import content_hash
+from llm_finetune.components.shared.joined import common_schema, rows_of
 from llm_finetune.components.shared.row_counts import check_accounted
 
 ROW = "row"

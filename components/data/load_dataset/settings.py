@@ -24,10 +24,10 @@ class Member(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = ""
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     hf_dataset: str = ""
     hf_config: str = ""
-    hf_split: str = Field("train", min_length=1)
+    hf_split: str = Field(default="train", min_length=1)
     hf_revision: str = ""
     path: str = ""
     sha256: str = ""
@@ -55,20 +55,57 @@ class Member(BaseModel):
 class Settings(CardSettings):
     """Settings of the card; `component.py` documents them."""
 
-    source_type: Literal["huggingface", "jsonl_url", "jsonl_path"] = "huggingface"
-    hf_dataset: str = "tatsu-lab/alpaca"
-    hf_split: str = Field("train", min_length=1)
-    jsonl_path: str = ""
-    jsonl_url: str = ""
-    max_samples: int = Field(1000, ge=0)
-    hf_config: str = ""
-    hf_revision: str = ""
-    sha256: str = ""
-    etag: str = ""
-    licence: str = ""
-    seed: int = Field(-1, ge=-1)
-    mixture: list[Member] = Field([])
-    source_column: str = "source"
+    source_type: Literal["huggingface", "jsonl_url", "jsonl_path"] = Field(
+        default="huggingface",
+        description="`huggingface` (hf_dataset), `jsonl_url` (the file there) or `jsonl_path` (the file there).",
+    )
+    hf_dataset: str = Field(
+        default="tatsu-lab/alpaca",
+        description="Name of a dataset on the Hub. A gated one needs a token in the variable HF_TOKEN of the step.",
+    )
+    hf_split: str = Field(default="train", min_length=1, description="Split of the Hub dataset.")
+    jsonl_path: str = Field(
+        default="",
+        description="One or several files, with commas between them: paths, or URLs that begin with s3://, gs://, "
+        "hf:// or https://. `*`, `?`, `[...]` and `**` are patterns, such as s3://bucket/data/*.jsonl.gz, but not "
+        "in https:// URLs; what they match is read in the order of names, without files that begin with `.` or `_`.",
+    )
+    jsonl_url: str = Field(default="", description="One or several files, as in jsonl_path, at URLs alone.")
+    max_samples: int = Field(default=1000, ge=0, description="Rows to take; reading stops there. 0 takes all.")
+    hf_config: str = Field(default="", description="Configuration of the Hub dataset, where it has several.")
+    hf_revision: str = Field(
+        default="", description="Branch, tag or commit of the Hub dataset; the commit it means is recorded."
+    )
+    sha256: str = Field(
+        default="",
+        description="Checksum that the file must have, 64 hexadecimal digits; of several files, one for each, with "
+        "commas between them; empty for any.",
+    )
+    etag: str = Field(
+        default="",
+        description="What Pin Sources saw of files elsewhere, a hash over several. Nothing is done with it: a "
+        "changed file is another input by it, for which no earlier result is taken from the cache.",
+    )
+    licence: str = Field(
+        default="",
+        description="Licence of the data, which the model card shows and warns of; by default what the Hub names.",
+    )
+    seed: int = Field(
+        default=-1,
+        ge=-1,
+        description="-1 takes the first max_samples rows; 0 or more draws them by chance, which reads the whole "
+        "source.",
+    )
+    mixture: list[Member] = Field(
+        default=[],
+        description="Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, "
+        "`hf_split`, `hf_revision`) or `path` (and `sha256`), `licence`, `weight` (1 by default), `name`, and "
+        "`columns` (new name to old, to choose and rename). Weights are shares of the result: it has max_samples "
+        "rows, or as many as the smallest source allows at its share; no row is taken twice.",
+    )
+    source_column: str = Field(
+        default="source", description="Column that holds the name of each row's source in a mixture; empty for none."
+    )
 
     @field_validator("sha256")
     @classmethod

@@ -11,15 +11,14 @@ import pyarrow as pa
 
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.data.filter_clean.worker import Cleaner
-from llm_finetune.components.data.gather_shards.joined import common_schema, rows_of
 from llm_finetune.components.data.load_dataset.step import Facts
-from llm_finetune.components.data.plan_shards.step import MOST_SHARDS
 from llm_finetune.components.data.sources.hub import AND
 from llm_finetune.components.data.sources.origins import combined
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.partitions import part_of
+from llm_finetune.components.shared.joined import common_schema, rows_of
+from llm_finetune.components.shared.partitions import MOST_SHARDS, part_of
 from llm_finetune.components.shared.row_counts import check_accounted
 from llm_finetune.components.shared.rows.duplicates import hashes, normalised
 from llm_finetune.components.shared.rows.layouts import recognised

@@ -8,9 +8,7 @@ from llm_finetune.components.data.sources.locations import etag
 from llm_finetune.components.data.sources.locations import files as files_of
 from llm_finetune.components.data.sources.locations import name as name_of
 from llm_finetune.components.shared.errors import UserError
-
-MOST_SHARDS = 48
-"""KFP gives a card all its inputs as one argument, which has 128 KiB at most; an artifact takes 1 to 2 of them."""
+from llm_finetune.components.shared.partitions import MOST_SHARDS
 
 
 def plan_shards(

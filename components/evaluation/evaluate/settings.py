@@ -14,30 +14,80 @@ TEXT_SCORES = ("rouge_l", "chrf")
 class Settings(CardSettings):
     """Settings of the Evaluate card; `component.py` describes them."""
 
-    max_samples: int = Field(256, ge=0)
-    generate_samples: int = Field(64, ge=0)
-    max_new_tokens: int = Field(128, ge=1)
-    generation_engine: Literal["auto", "transformers", "vllm"] = "auto"
-    few_shot: int = Field(5, ge=0)
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    text_scores: str = "rouge_l,chrf"
-    answer_format: Literal["auto", "json", "text"] = "auto"
-    answer_pattern: str = ""
-    slice_by: str = ""
-    tokens_per_batch: int = Field(8192, ge=1)
-    tasks: str = ""
-    task_limit: int = Field(0, ge=0)
-    task_few_shot: int = Field(-1, ge=-1)
-    task_chat_template: bool = False
-    judge_endpoint: str = ""
-    judge_model: str = ""
-    judge_rival: Literal["base", "base_few_shot", "served"] = "base"
-    endpoint: str = ""
-    endpoint_model: str = ""
-    request_timeout: float = Field(60.0, gt=0)
-    concurrent_requests: int = Field(8, ge=1)
-    seed: int = 42
+    max_samples: int = Field(default=256, ge=0, description="Validation rows to measure, drawn at random; 0 means all.")
+    generate_samples: int = Field(
+        default=64, ge=0, description="Rows of them whose prompts are answered too; 0 skips generation."
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="Most tokens of an answer.")
+    generation_engine: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto",
+        description="Who writes the answers: transformers; vllm, which must be installed; auto takes vLLM where it "
+        "is installed with a GPU and can serve this adapter on its base, and transformers elsewhere.",
+    )
+    few_shot: int = Field(
+        default=5,
+        ge=0,
+        description="Training documents shown to the base model before each prompt, for a rival that knows the "
+        "task's form; 0 leaves it out. Needs train_tokens.",
+    )
+    temperature: float = Field(
+        default=0.0,
+        ge=0,
+        description="Above 0, base and tuned model answer once more with sampling at this temperature.",
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the probability that sampled tokens are drawn from."
+    )
+    text_scores: str = Field(
+        default="rouge_l,chrf",
+        description="Scores of answers as text, separated by commas: rouge_l, chrf; empty for none.",
+    )
+    answer_format: Literal["auto", "json", "text"] = Field(
+        default="auto",
+        description="json scores answers as JSON objects, text does not; auto does where every reference is one.",
+    )
+    answer_pattern: str = Field(
+        default="", description="Regular expression that a whole answer must match; empty for none."
+    )
+    slice_by: str = Field(
+        default="",
+        description="Columns of the validation rows whose values are compared one by one, separated by commas.",
+    )
+    tokens_per_batch: int = Field(
+        default=8192, ge=1, description="Most tokens in a batch, padding included; halved whenever memory runs out."
+    )
+    tasks: str = Field(
+        default="", description="Tasks of lm-evaluation-harness: names, or paths of YAML files, separated by commas."
+    )
+    task_limit: int = Field(
+        default=0, ge=0, description="First documents of each task to ask; 0 asks all, as decisions need."
+    )
+    task_few_shot: int = Field(
+        default=-1, ge=-1, description="Examples in a task's prompts; -1 takes the task's own number."
+    )
+    task_chat_template: bool = Field(default=False, description="Put tasks into the model's chat template.")
+    judge_endpoint: str = Field(
+        default="",
+        description="OpenAI-compatible address of a model that judges pairs of answers, such as https://host/v1; "
+        "its key comes from the environment variable JUDGE_API_KEY. Empty for no judge.",
+    )
+    judge_model: str = Field(default="", description="Name of the judging model.")
+    judge_rival: Literal["base", "base_few_shot", "served"] = Field(
+        default="base", description="Whose answers the tuned model's are judged against: base, base_few_shot or served."
+    )
+    endpoint: str = Field(
+        default="",
+        description="OpenAI-compatible address of a deployed model that answers the same prompts (vLLM's "
+        "completions route); its key comes from ENDPOINT_API_KEY. Empty for none.",
+    )
+    endpoint_model: str = Field(default="", description="Name of the deployed model.")
+    request_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds that judge and deployed model may take for one answer."
+    )
+    concurrent_requests: int = Field(default=8, ge=1, description="Requests to them in flight.")
+    seed: int = Field(
+        default=42, description="Seed of the drawn rows, the examples, sampling and the confidence intervals."
+    )
 
     @field_validator("text_scores")
     @classmethod

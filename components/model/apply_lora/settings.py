@@ -21,19 +21,37 @@ REFUSED_INITS = {
 class Settings(CardSettings):
     """Settings of the Apply LoRA card; `component.py` describes them."""
 
-    r: int = Field(16, ge=1, le=1024)
-    lora_alpha: int = Field(32, ge=1)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: str = "q_proj,k_proj,v_proj,o_proj"
-    use_rslora: bool = False
-    use_dora: bool = False
-    init: str = "default"
-    modules_to_save: str = ""
-    max_length: int = Field(1024, ge=1)
-    batch_size: int = Field(4, ge=1)
-    tokens_per_micro_batch: int = Field(16384, ge=1)
-    gradient_checkpointing: Literal["on", "off", "auto"] = "auto"
-    gpu_memory_gib: float = Field(0.0, ge=0)
+    r: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter.")
+    lora_alpha: int = Field(
+        default=32, ge=1, description="Scale: the adapter's product is multiplied by lora_alpha / r."
+    )
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the adapter.")
+    target_modules: str = Field(
+        default="q_proj,k_proj,v_proj,o_proj",
+        description="Names of modules separated by commas, or all-linear for every linear module but the head.",
+    )
+    use_rslora: bool = Field(default=False, description="Scale by lora_alpha / sqrt(r), which keeps high ranks stable.")
+    use_dora: bool = Field(
+        default=False,
+        description="Learn magnitude and direction apart (DoRA); slower, and the adapter can only be served merged.",
+    )
+    init: str = Field(default="default", description="Initial values: default, gaussian, orthogonal, olora or pissa.")
+    modules_to_save: str = Field(
+        default="", description="Modules to train in full beside the adapter, separated by commas."
+    )
+    max_length: int = Field(default=1024, ge=1, description="Tokens of the longest row; only for the memory estimate.")
+    batch_size: int = Field(
+        default=4, ge=1, description="Rows per optimizer step and device; only for the memory estimate."
+    )
+    tokens_per_micro_batch: int = Field(
+        default=16384, ge=1, description="Most tokens that go through the model at once; only for the memory estimate."
+    )
+    gradient_checkpointing: Literal["on", "off", "auto"] = Field(
+        default="auto", description="on, off or auto (on where it does not fit without); only for the memory estimate."
+    )
+    gpu_memory_gib: float = Field(
+        default=0.0, ge=0, description="Memory of the training GPU, to say whether the training fits; 0 if unknown."
+    )
 
     @field_validator("target_modules")
     @classmethod

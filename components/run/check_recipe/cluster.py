@@ -34,27 +34,42 @@ GPU_TAINT = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedu
 
 
 class ClusterSettings(CardSettings):
-    """Where a run's cards are placed and which volumes and secrets they use.
+    """Where a run's cards are placed and which volumes and secrets they use."""
 
-    Attributes:
-        node_selector: Labels of the nodes for the cards that need a GPU, and for the server unless it has its own.
-        tolerations: Taints of those nodes.
-        model_cache_claim: Claim of the volume of base models (pipelines compiled with model_cache).
-        checkpoint_claim: Claim of the volume of checkpoints (pipelines compiled with checkpoints).
-        hub_token_secret: Secret whose key `token` is a Hugging Face token; it need not exist.
-        object_store_secret: Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION, for
-            datasets, checkpoints and exports at s3://; it need not exist.
-        api_keys_secret: Secret with JUDGE_API_KEY, ENDPOINT_API_KEY, WANDB_API_KEY or MLFLOW_TRACKING_…, whichever the
-            recipe makes use of; it need not exist.
-    """
-
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: list[Toleration] = Field(default_factory=lambda: [GPU_TAINT])
-    model_cache_claim: str = Field("llm-finetune-model-cache", pattern=NAME)
-    checkpoint_claim: str = Field("llm-finetune-checkpoints", pattern=NAME)
-    hub_token_secret: str = Field("hf-token", pattern=NAME)
-    object_store_secret: str = Field("object-store", pattern=NAME)
-    api_keys_secret: str = Field("api-keys", pattern=NAME)
+    node_selector: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels of the nodes for the cards that need a GPU, and for the server unless it has its own.",
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=lambda: [GPU_TAINT], description="Tolerations for the taints of those nodes."
+    )
+    model_cache_claim: str = Field(
+        default="llm-finetune-model-cache",
+        pattern=NAME,
+        description="Claim of the volume of base models (pipelines compiled with model_cache).",
+    )
+    checkpoint_claim: str = Field(
+        default="llm-finetune-checkpoints",
+        pattern=NAME,
+        description="Claim of the volume of checkpoints (pipelines compiled with checkpoints).",
+    )
+    hub_token_secret: str = Field(
+        default="hf-token",
+        pattern=NAME,
+        description="Secret whose key `token` is a Hugging Face token; it need not exist.",
+    )
+    object_store_secret: str = Field(
+        default="object-store",
+        pattern=NAME,
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION, for "
+        "datasets, checkpoints and exports at s3://; it need not exist.",
+    )
+    api_keys_secret: str = Field(
+        default="api-keys",
+        pattern=NAME,
+        description="Secret with JUDGE_API_KEY, ENDPOINT_API_KEY, WANDB_API_KEY or MLFLOW_TRACKING_…, whichever the "
+        "recipe makes use of; it need not exist.",
+    )
 
     @property
     def outputs(self) -> dict[str, Any]:

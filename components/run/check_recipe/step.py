@@ -3,58 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
-from llm_finetune.components.data.data_report.settings import Settings as DataReport
-from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
 from llm_finetune.components.data.format_sft.settings import WRITTEN
-from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
-from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
-from llm_finetune.components.data.train_val_split.settings import Settings as TrainValSplit
-from llm_finetune.components.evaluation.evaluate.settings import Settings as Evaluate
 from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
-from llm_finetune.components.evaluation.quality_gate.settings import Settings as QualityGate
-from llm_finetune.components.model.apply_lora.settings import Settings as ApplyLora
-from llm_finetune.components.model.load_model.settings import Settings as LoadModel
 from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
-from llm_finetune.components.run.check_recipe.wiring import CARDS, FIELD_CARDS, PARAMETERS, SHARED_SETTINGS, settings_of
-from llm_finetune.components.serving.merge_export.settings import Settings as MergeExport
-from llm_finetune.components.serving.vllm_serve.settings import Settings as VllmServe
+from llm_finetune.components.run.check_recipe.wiring import (
+    FIELD_CARDS,
+    PARAMETERS,
+    SETTINGS,
+    SHARED_SETTINGS,
+    settings_of,
+)
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import CardSettings, checked, listed
+from llm_finetune.components.shared.settings import FieldSettings, checked, listed, with_new_names
 from llm_finetune.components.shared.urls import all_without_secrets
-from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
-from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
-
-SETTINGS: dict[str, type[CardSettings]] = {
-    "load_dataset": LoadDataset,
-    "filter_clean": FilterClean,
-    "train_val_split": TrainValSplit,
-    "format_sft": FormatSft,
-    "tokenize": Tokenize,
-    "data_report": DataReport,
-    "load_model": LoadModel,
-    "apply_lora": ApplyLora,
-    "finetune_lora": FinetuneLora,
-    "evaluate": Evaluate,
-    "quality_gate": QualityGate,
-    "merge_export": MergeExport,
-    "vllm_serve": VllmServe,
-}
 
 NOT_OF_THE_MODEL = ("vllm_serve", "cluster")
 WITH_ADDRESSES = ("load_dataset", "filter_clean", "merge_export")
-
-
-class Fields(BaseModel):
-    """Names of the dataset's fields, the same for every card that reads them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    instruction_key: str = "instruction"
-    input_key: str = "input"
-    output_key: str = "output"
-    chat_key: str = ""
 
 
 def check_recipe(
@@ -74,20 +40,22 @@ def check_recipe(
         UserError: If a section, a setting or a value is unknown or impossible, or a section holds what is a pipeline
             parameter.
     """
-    known = (*CARDS, "fields", "cluster")
+    known = (*SETTINGS, "fields", "cluster")
     for name, content in recipe.items():
         if name not in known:
             raise UserError(f"unknown section {name!r} in the recipe{nearest(name, known)} ({', '.join(known)})")
         if not isinstance(content, Mapping):
             raise UserError(f"recipe.{name} = {content!r}: a section is a mapping of settings to values")
-    sections = {card: dict(recipe.get(card, {})) for card in CARDS}
+    sections = {
+        card: with_new_names(settings, recipe.get(card, {}), f"recipe.{card}") for card, settings in SETTINGS.items()
+    }
     for card, section in sections.items():
         _refuse_parameters(card, section)
     if node_selector := check_cluster(recipe).node_selector:
         sections["vllm_serve"].setdefault("node_selector", node_selector)
     if checkpoint_root:
         sections["finetune_lora"].setdefault("checkpoint_root", checkpoint_root)
-    fields = checked(Fields, recipe.get("fields", {}), "recipe.fields").model_dump()
+    fields = checked(FieldSettings, recipe.get("fields", {}), "recipe.fields").model_dump()
     for card in FIELD_CARDS:
         _share(sections[card], card, fields if "fields" in recipe else {})
     for (card, setting), others in SHARED_SETTINGS.items():

@@ -1,25 +1,40 @@
-"""Which pipeline parameter goes to which settings of which cards."""
+"""The settings of every card, and which pipeline parameter goes to which settings of which cards."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
+from llm_finetune.components.data.data_report.settings import Settings as DataReport
+from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
+from llm_finetune.components.data.format_sft.settings import Settings as FormatSft
+from llm_finetune.components.data.load_dataset.settings import Settings as LoadDataset
+from llm_finetune.components.data.train_val_split.settings import Settings as TrainValSplit
+from llm_finetune.components.evaluation.evaluate.settings import Settings as Evaluate
+from llm_finetune.components.evaluation.quality_gate.settings import Settings as QualityGate
+from llm_finetune.components.model.apply_lora.settings import Settings as ApplyLora
+from llm_finetune.components.model.load_model.settings import Settings as LoadModel
+from llm_finetune.components.serving.merge_export.settings import Settings as MergeExport
+from llm_finetune.components.serving.vllm_serve.settings import Settings as VllmServe
+from llm_finetune.components.shared.settings import CardSettings
+from llm_finetune.components.tokens.tokenize.settings import Settings as Tokenize
+from llm_finetune.components.training.finetune_lora.settings import Settings as FinetuneLora
+
 Value = TypeVar("Value")
 
-CARDS = (
-    "load_dataset",
-    "filter_clean",
-    "train_val_split",
-    "format_sft",
-    "tokenize",
-    "data_report",
-    "load_model",
-    "apply_lora",
-    "finetune_lora",
-    "evaluate",
-    "quality_gate",
-    "merge_export",
-    "vllm_serve",
-)
+SETTINGS: dict[str, type[CardSettings]] = {
+    "load_dataset": LoadDataset,
+    "filter_clean": FilterClean,
+    "train_val_split": TrainValSplit,
+    "format_sft": FormatSft,
+    "tokenize": Tokenize,
+    "data_report": DataReport,
+    "load_model": LoadModel,
+    "apply_lora": ApplyLora,
+    "finetune_lora": FinetuneLora,
+    "evaluate": Evaluate,
+    "quality_gate": QualityGate,
+    "merge_export": MergeExport,
+    "vllm_serve": VllmServe,
+}
 
 # pipeline parameter → (card, setting), …
 PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -52,9 +67,17 @@ PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
     "gpu_count": (("vllm_serve", "gpu_count"),),
 }
 
-# Text that may hold quotes and new lines. KFP pastes a parameter into a mapping as it is, which would break the JSON:
-# these go to Check Recipe by themselves.
-FREE_TEXT = ("jsonl_path", "jsonl_url", "template", "gate_rules")
+# What the pipeline says of a parameter where that is more, or less, than what the first of its settings says.
+DESCRIPTIONS = {
+    "jsonl_path": "One or several files, separated by commas: s3://, gs://, hf:// or https:// addresses, or paths "
+    "under /mnt/data, the volume of data_claim; *, ?, [...] and ** are patterns (source_type jsonl_path).",
+    "jsonl_url": "One or several https:// addresses of files, separated by commas (source_type jsonl_url).",
+    "model_name": "Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.",
+    "seed": "Seed of split, packing, training and evaluation.",
+    "namespace": "Namespace to deploy to; empty is the run's own.",
+    "gpu_type": "Resource name of the GPUs.",
+    "gpu_count": "GPUs for training and for the server, as text.",
+}
 
 # Settings that several cards of the recipe share: (card, setting) → the cards that get the same value.
 SHARED_SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -81,3 +104,9 @@ def settings_of(card: str, values: Mapping[str, Value]) -> dict[str, Value]:
         for name, setting in places
         if name == card and parameter in values
     }
+
+
+def describe_parameter(name: str) -> str:
+    """Returns what a pipeline parameter is: the pipeline's own words, or those of the first setting that it sets."""
+    card, setting = PARAMETERS[name][0]
+    return DESCRIPTIONS.get(name) or SETTINGS[card].model_fields[setting].description or ""

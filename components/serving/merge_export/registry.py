@@ -5,8 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import first_line
+from llm_finetune.components.shared.errors import UserError, first_line
 
 AUTHOR = "llm-finetune"
 FORMAT = {"model_format_name": "vLLM", "model_format_version": "1"}  # as the ServingRuntime names it

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm
 
-from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.errors import UserError, first_line
 from llm_finetune.components.shared.progress import Progress
 
 REFERENCE = "reference.json"
@@ -215,8 +215,3 @@ class DownloadLines(tqdm):
             self._lines = Progress("download", megabytes, "MB")
         self._lines.total = megabytes  # grows while the sizes of further files become known
         self._lines.update(min(round(self.n / 1e6), megabytes))
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

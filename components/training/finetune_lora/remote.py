@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llm_finetune.components.shared.modeling.base_model import first_line
+from llm_finetune.components.shared.errors import first_line
 from llm_finetune.components.shared.object_stores import check_writable, open_store, refusals, send
 from llm_finetune.components.training.finetune_lora.checkpoints import FINGERPRINT, SEAL, is_whole, refuse_others
 

@@ -13,8 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import first_line
+from llm_finetune.components.shared.errors import UserError, first_line
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.curve import write_curve
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts

@@ -116,7 +116,7 @@ def test_a_model_card_gives_its_recipe_back(tmp_path):
 def test_the_card_hands_out_sections_and_cluster_by_name():
     names = check_recipe_card.component_spec.outputs
     values = check_recipe_card.python_func(
-        parameters={**DEFAULTS, "gpu_count": "0"}, recipe={"fields": {"input_key": "context"}}
+        **{**DEFAULTS, "gpu_count": "0"}, recipe={"fields": {"input_key": "context"}}
     )
     outputs = dict(zip(names, values, strict=True))
     assert list(names)[: len(SETTINGS)] == list(SETTINGS)

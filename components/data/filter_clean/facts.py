@@ -1,0 +1,48 @@
+"""What Filter & Clean has kept and dropped."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was kept and dropped.
+
+    Attributes:
+        rows: Rows kept.
+        rows_in: Rows read.
+        dropped: Dropped rows by reason.
+        personal_data: Things found in the kept rows by kind; empty with pii = off.
+        converted: Values that were no text and became it, by column.
+        repaired: Texts that were repaired.
+        layout: Name of the layout that the rows are in.
+        columns: Names of the columns.
+        content_hash: Hash of the files with the kept rows.
+        dropped_content_hash: Hash of the files with the dropped rows.
+    """
+
+    rows: int
+    rows_in: int
+    dropped: dict[str, int]
+    personal_data: dict[str, int]
+    converted: dict[str, int]
+    repaired: int
+    layout: str
+    columns: list[str]
+    content_hash: str
+    dropped_content_hash: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the metadata of the clean dataset."""
+        facts = asdict(self)
+        del facts["dropped_content_hash"]
+        return facts
+
+    def dropped_metadata(self) -> dict[str, Any]:
+        """Returns the metadata of the dropped rows."""
+        return {
+            "rows": self.rows_in - self.rows,
+            "columns": [*self.columns, "reason"],
+            "dropped": self.dropped,
+            "content_hash": self.dropped_content_hash,
+        }
