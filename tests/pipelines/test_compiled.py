@@ -9,6 +9,7 @@ import yaml
 from lint import graphs, lint
 
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
+from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.pipelines.compile import COMPILED, RESOURCES, compile_pipeline, compile_resources, content_version
 from llm_finetune.pipelines.finetune import finetune
 from llm_finetune.pipelines.options import ClusterOptions
@@ -133,9 +134,9 @@ def test_every_card_requests_and_limits_processors_memory_disk_and_time(compiled
 
 def test_every_card_runs_in_the_image_of_its_version_and_knows_it(compiled):
     for name, container in compiled.containers.items():
-        assert ":0.1.0" in container["image"], name
+        assert f":{PACKAGE_VERSION}" in container["image"], name
         constant = compiled.tasks[name]["inputs"]["parameters"]["package_version"]["runtimeValue"]["constant"]
-        assert constant == "0.1.0", name
+        assert constant == PACKAGE_VERSION, name
 
 
 def test_gpus_are_asked_for_exactly_where_they_are_needed(compiled):
@@ -261,7 +262,7 @@ def test_with_volumes_weights_are_passed_by_reference_and_checkpoints_outlive_th
     }  # fmt: skip
     constants = {name: value["runtimeValue"]["constant"] for name, value in full.tasks["load-model"]["inputs"]["parameters"].items()
                  if "runtimeValue" in value}  # fmt: skip
-    assert constants == {"store": "reference", "cache_dir": f"{cache}/hub", "package_version": "0.1.0"}
+    assert constants == {"store": "reference", "cache_dir": f"{cache}/hub", "package_version": PACKAGE_VERSION}
     root = full.tasks["check-recipe"]["inputs"]["parameters"]["checkpoint_root"]
     assert root == {"runtimeValue": {"constant": checkpoints}}
 
