@@ -186,7 +186,7 @@ def _finish(console: Console, run: LocalRun, keep: bool) -> int:
     if deployed is None:
         closed = closed_gate(state)
         reason = f"The gate stayed closed: {closed}" if closed else "Nothing was deployed."
-        finish_pages(console, state, Outcome("gate closed", reason, facts=facts))
+        finish_pages(console, state, Outcome("gate closed", closed or reason, facts=facts))
         show_results(console, run)
         console.print(Text(reason, "yellow"), soft_wrap=True)
         show_pages(console, state)

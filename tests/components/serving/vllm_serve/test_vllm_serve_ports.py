@@ -33,13 +33,13 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 SERVE = """
 import os, sys
 from pathlib import Path
-from llm_finetune.components.serving.vllm_serve import commands, local
+from llm_finetune.components.serving.vllm_serve.local import commands, server
 code, port, seconds, folder = sys.argv[1:]
-with local.hold(int(port)) as held:
+with server.hold(int(port)) as held:
     command = [sys.executable, "-c", code, port, seconds]
     launch = commands.Launch("server", command, dict(os.environ), Path(folder), 0, "auto")
     print("holds it", flush=True)
-    print("started", local.start(launch, held, Path(folder) / "server.log", 30).pid, flush=True)
+    print("started", server.start(launch, held, Path(folder) / "server.log", 30).pid, flush=True)
 """
 
 
@@ -128,8 +128,8 @@ def test_the_second_of_two_servers_on_one_port_is_refused_at_once(tmp_path: Path
 def test_a_run_holds_the_port_for_the_server_that_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
     import os, sys
-    from llm_finetune.components.serving.vllm_serve import local
-    with local.hold(int(sys.argv[1])) as held:
+    from llm_finetune.components.serving.vllm_serve.local import server
+    with server.hold(int(sys.argv[1])) as held:
         print("held", held.port)
     """
     card = [sys.executable, "-c", textwrap.dedent(code)]
