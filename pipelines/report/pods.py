@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from llm_finetune.components.serving.vllm_serve.local import OWNER_VARIABLE
 from llm_finetune.components.shared.errors import UserError
 
 CARD_FLAG = "--function_to_execute"  # KFP starts a step with the name of its function behind this flag
@@ -37,12 +38,13 @@ def logs_of(run_id: str) -> list[PodLog]:
         run_id: The run.
 
     Returns:
-        The logs; none outside a cluster, where a run has no pods.
+        The logs; none for a local run, which has no pods, wherever it runs.
 
     Raises:
         UserError: If the service account may not read pods or their logs, or the API does not answer.
     """
-    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+    # A notebook in the cluster has the first one too.
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or OWNER_VARIABLE in os.environ:
         return []
     # Slow to import, and of no use in a local run.
     import urllib3

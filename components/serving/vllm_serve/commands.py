@@ -12,6 +12,7 @@ from llm_finetune.components.shared import engines
 from llm_finetune.components.shared.adapters import lora_rank
 from llm_finetune.components.shared.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.processor import cpu_multiplies_bfloat16
 
 HOST = "127.0.0.1"
 
@@ -92,7 +93,8 @@ def vllm(
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", f"--model={model.path}"]
     command += [f"--host={HOST}", f"--port={port}", f"--max-num-batched-tokens={max_batch_tokens}"]
     if on_cpu:
-        dtype = _cpu_dtype() if dtype == "auto" else dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
         max_model_len, cache = _cache(model, dtype, max_model_len)
         # Eager: compiling costs half a minute of every start and pays back only under long load.
         command += ["--enforce-eager", f"--kv-cache-memory-bytes={cache}"]
@@ -121,15 +123,6 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
     command += [f"--host={HOST}", f"--port={port}", f"--dtype={dtype}"]
     threads = str(max(1, (os.cpu_count() or 1) - 1))
     return Launch("transformers", command, engines.environment({"OMP_NUM_THREADS": threads}), folder, 0, dtype)
-
-
-def _cpu_dtype() -> str:
-    """Returns bfloat16 where the processor computes in it, else float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "float32"
-    return "bfloat16" if any(flag in flags for flag in ("avx512_bf16", "amx_bf16")) else "float32"
 
 
 def _cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:
