@@ -10,7 +10,7 @@ KEEP ?= 1
 WORKERS := $(shell expr $$(nproc) + 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test card test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak bench
+.PHONY: help run test card test-demo test-manifests lint compile clean images images-lock test-images sbom audit test-soak test-gpu bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -29,6 +29,9 @@ test-manifests: $(READY) ## every overlay with every component, against Kubernet
 
 test-soak: $(READY) ## the tests of large sizes and long chains (many minutes)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+test-gpu: $(READY) ## the tests that need an NVIDIA GPU, which all others leave alone
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(READY) ## the benches that need no GPU: training, data, merge; each ends with its ratios as JSON
 	@for bench in train_cpu data merge; do echo "== $$bench"; $(BIN)/python tests/bench/$$bench.py; done

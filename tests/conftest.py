@@ -1,14 +1,11 @@
-"""What holds for every test: one thread a process, since more processes run than there are cores."""
+"""What holds for every test: known surroundings, and the longest files first."""
 
 import os
 
 import pytest
+import surroundings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAYON_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# Digests of images that somebody has pushed would change the compiled YAML.
-os.environ.setdefault("LLM_FINETUNE_IMAGES", os.devnull)
+BEFORE = surroundings.settle(os.environ)  # here, since libraries read the environment when a test imports them
 
 # A process takes whole files: begun last, these would keep one busy for minutes while the others wait.
 LONGEST = (
@@ -24,3 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves tests that need the network or a GPU what they take from the machine."""
+    surroundings.give_back(os.environ, BEFORE, config.option.markexpr)

@@ -109,7 +109,7 @@ def write_metrics(metrics: Any, values: Mapping[str, float | int | str | bool]) 
     for name, value in values.items():
         metrics.log_metric(name, value)
     Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
-    Path(metrics.path).write_text(json.dumps(dict(values), indent=2, allow_nan=False))
+    Path(metrics.path).write_text(json.dumps(dict(values), indent=2, allow_nan=False), encoding="utf-8")
 
 
 def _check_version(package_version: str) -> None:

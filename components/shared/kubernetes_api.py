@@ -50,9 +50,12 @@ def connect(pause: float) -> tuple[client.ApiClient, str]:
     settings = client.Configuration()
     try:
         config.load_incluster_config(settings)
+        own = _namespace_of_pod()
     except config.ConfigException:
         try:
             config.load_kube_config(client_configuration=settings)
+            # Not the pod's: files of a service account may be there without its variables, as in a shell over SSH.
+            own = _namespace_of_context()
         except config.ConfigException as error:
             raise UserError(
                 f"no Kubernetes cluster to deploy to: {error}. Run the card in a cluster, set KUBECONFIG, or use "
@@ -68,12 +71,12 @@ def connect(pause: float) -> tuple[client.ApiClient, str]:
         raise_on_status=False,
     )
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return client.ApiClient(settings), _own_namespace()
+    return client.ApiClient(settings), own
 
 
-def _own_namespace() -> str:
-    if POD_NAMESPACE.is_file():
-        return POD_NAMESPACE.read_text(encoding="utf-8").strip()
-    with contextlib.suppress(config.ConfigException):
-        return str(config.list_kube_config_contexts()[1]["context"].get("namespace", "default"))
-    return "default"
+def _namespace_of_pod() -> str:
+    return POD_NAMESPACE.read_text(encoding="utf-8").strip() if POD_NAMESPACE.is_file() else "default"
+
+
+def _namespace_of_context() -> str:
+    return str(config.list_kube_config_contexts()[1]["context"].get("namespace", "default"))

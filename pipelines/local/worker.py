@@ -18,7 +18,7 @@ from kfp import components, local
 
 def main() -> None:
     """Runs the pipeline that a job file names: `pipeline`, `arguments`, `pipeline_root`, `cache_root`, `caching`."""
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", stream=sys.stdout)
     # Local runs ignore accelerators, retries and Kubernetes settings, and say so once per task; images are not used.

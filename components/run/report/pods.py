@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
 from llm_finetune.components.shared.card_logs import KILLED, recorded, told_error
 from llm_finetune.components.shared.errors import UserError
 
@@ -60,8 +61,8 @@ class Pods:
 
 
 def in_cluster() -> bool:
-    """Tells whether this process runs in a pod; a local run has none."""
-    return "KUBERNETES_SERVICE_HOST" in os.environ
+    """Returns True in a pod of a run; a local run has no pods, even in a notebook of the cluster."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and OWNER_VARIABLE not in os.environ
 
 
 def pods_of(run_id: str) -> Pods:

@@ -79,7 +79,7 @@ def cpu_cache(token_bytes: int, wanted: int) -> tuple[int, int]:
 def free_memory() -> int:
     """Returns the bytes that this process may still take, the container's limit included."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             pages = int(line.split()[1]) * 1024
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))

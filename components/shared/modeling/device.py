@@ -2,11 +2,7 @@
 
 import torch
 
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Tells whether the CPU has bfloat16 products; elsewhere they are emulated and many times slower than float32."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+from llm_finetune.components.shared.processor import cpu_multiplies_bfloat16
 
 
 def fast_dtype() -> torch.dtype:

@@ -46,7 +46,7 @@ def _train(job: Path, facts: Path) -> None:
     if not first:  # the same words from every process would only bury the first one's
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-    found = train(Job.model_validate_json(job.read_text()))
+    found = train(Job.model_validate_json(job.read_text(encoding="utf-8")))
     if first:
         write_text(facts, json.dumps(vars(found)))
     torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.engine.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.adapters import lora_rank
+from llm_finetune.components.shared.processor import cpu_multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,7 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
 
 def _cpu_dtype(stored: str) -> str:
     """Returns bfloat16 for weights stored in it where the processor computes in it, else float32."""
-    if stored != "bfloat16":
-        return "float32"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "float32"
-    return "bfloat16" if any(flag in flags for flag in ("avx512_bf16", "amx_bf16")) else "float32"
+    return "bfloat16" if stored == "bfloat16" and cpu_multiplies_bfloat16() else "float32"
 
 
 def _cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:

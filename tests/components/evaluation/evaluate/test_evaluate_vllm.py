@@ -9,7 +9,6 @@ import time
 
 import psutil
 import pytest
-import torch
 
 from llm_finetune.components.evaluation.evaluate import engine, models, vllm_child
 from llm_finetune.components.evaluation.evaluate.generation import Assignment, Decoding
@@ -25,12 +24,6 @@ names = ("model_config", "ft_result", "val_tokens", "val_sft", "eval_examples", 
 with card():
     step.evaluate(**dict(zip(names, sys.argv[1:])), settings=step.Settings(generation_engine="vllm", few_shot=0))
 """
-
-
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch):
-    """In bfloat16 two engines may round a near tie to different tokens."""
-    monkeypatch.setattr(models, "fast_dtype", lambda: torch.float32)
 
 
 def started() -> list[psutil.Process]:

@@ -151,10 +151,9 @@ def test_weights_stored_in_float32_are_not_narrowed_on_a_cluster(
 def test_weights_are_not_narrowed_on_this_machine(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, on_gpu: str, on_cpu: str, gpu: bool
 ) -> None:
-    flags = tmp_path / "cpuinfo"
-    flags.write_text("flags : avx512_bf16")
-    known = {"/dev/nvidiactl": tmp_path if gpu else tmp_path / "none", "/proc/cpuinfo": flags}
+    known = {"/dev/nvidiactl": tmp_path if gpu else tmp_path / "none"}
     monkeypatch.setattr(commands, "Path", lambda path: known[path])
+    monkeypatch.setattr(commands, "cpu_multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(engines, "vllm_is_for_cpu", lambda: False)
     model = model_folder.read(stored_in(folder, stored))
     launch = commands.vllm(model, "m", 1, tmp_path, 64, 0, "auto")

@@ -15,7 +15,7 @@ from llm_finetune.components.training.finetune_lora.fused import (
 )
 from llm_finetune.components.training.finetune_lora.varlen import register_varlen, varlen_obstacle
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 @pytest.fixture
