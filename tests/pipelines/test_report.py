@@ -6,6 +6,7 @@ from cluster.fake_api.store import key_of
 from kfp import dsl
 from kubernetes import config
 
+from llm_finetune.components.serving.vllm_serve.local import OWNER_VARIABLE
 from llm_finetune.pipelines.report import step
 from llm_finetune.pipelines.report.component import report as card
 
@@ -111,8 +112,14 @@ def test_without_rights_the_backends_word_stands_and_the_missing_right_is_named(
     assert "could not be read: reading the pods of run run-1 in team was refused (403)" in page
 
 
-def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+def test_a_local_run_in_a_notebook_of_the_cluster_has_no_pods(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(OWNER_VARIABLE, "1")
+    pod(cluster, "evaluate", "Failed", "error: of another run of that name")
+    assert ending(tmp_path, message="task evaluate failed")[0].reason == "task evaluate failed"
+    assert cluster.requests == []
+
+
+def test_outside_a_cluster_the_backends_word_is_all(tmp_path):
     artifact = dsl.Markdown(uri=str(tmp_path / "end.md"))
     status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "", "exit-handler-1", None, None)
     card.python_func(status=status, end_report=artifact, run_id=RUN)
