@@ -1,5 +1,6 @@
 """The llm-finetune command."""
 
+import io
 import signal
 import sys
 from enum import StrEnum
@@ -219,6 +220,9 @@ def main() -> None:
     # Both end a run in order, so that nothing is left running; a shell's background job starts with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal and log can show what a dataset or a card says
     try:
         app()
     except UserError as error:

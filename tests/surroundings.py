@@ -5,8 +5,10 @@ the address of a cluster or of a hub, a cache or somebody's own setting would ch
 inherit it, so it holds for them too.
 """
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import MutableMapping
@@ -76,9 +78,6 @@ def give_back(environment: MutableMapping[str, str], before: dict[str, str], mar
 
 
 def _new_home() -> str:
-    global _home
-    _home = tempfile.TemporaryDirectory(prefix="llm-finetune-home-", ignore_cleanup_errors=True)
-    return _home.name
-
-
-_home: tempfile.TemporaryDirectory | None = None  # removed when the process ends
+    home = tempfile.mkdtemp(prefix="llm-finetune-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home

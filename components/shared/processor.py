@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
 FLAGS = ("avx512_bf16", "amx_bf16")
 # Values of ONEDNN_MAX_CPU_ISA that keep oneDNN, which multiplies for PyTorch and for vLLM, from these instructions.
 OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -13,7 +14,7 @@ def cpu_multiplies_bfloat16() -> bool:
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in OLDER:
         return False
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = CPU_INFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     return any(flag in flags for flag in FLAGS)

@@ -133,7 +133,14 @@ def _worker(job: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen
         errors="replace",
         bufsize=1,
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", OWNER_VARIABLE: str(os.getpid()), **environment},
+        # UTF-8, whatever the locale: that is how the cards' words are read here, and how they read text themselves.
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",
+            OWNER_VARIABLE: str(os.getpid()),
+            **environment,
+        },
     )
     try:
         yield worker

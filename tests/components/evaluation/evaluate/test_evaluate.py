@@ -16,6 +16,7 @@ from llm_finetune.components.evaluation.evaluate.component import evaluate as ca
 from llm_finetune.components.evaluation.metrics import NAMES
 from llm_finetune.components.shared import questions, tables
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling import device
 from llm_finetune.components.shared.modeling import losses as shared_losses
 from llm_finetune.components.shared.questions import Question
 
@@ -47,6 +48,14 @@ def test_losses_are_those_of_a_plain_loop_for_both_models_on_the_same_rows(input
     assert (metrics["samples_used"], metrics["completion_tokens"], metrics["generated_samples"]) == (12, tokens, 0)
     examples = pq.read_table(tmp_path / "examples")
     assert np.allclose(examples["base_nll"], base, atol=1e-4) and np.allclose(examples["tuned_nll"], tuned, atol=1e-4)
+
+
+def test_a_processor_that_multiplies_bfloat16_gives_the_same_losses_to_its_precision(evaluated, monkeypatch):
+    exact = evaluated(generate_samples=0).metrics
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: True)
+    rounded = evaluated(generate_samples=0).metrics
+    for name in ("base_loss", "tuned_loss"):
+        assert rounded[name] == pytest.approx(exact[name], rel=1e-2) and rounded[name] != exact[name]
 
 
 def test_every_figure_can_be_computed_again_from_the_examples(evaluated, tmp_path):
@@ -214,7 +223,7 @@ def test_the_card_writes_figures_answers_and_examples(inputs, tmp_path):
     assert questions.of_report(report.path) == [asked]
     figures = [name for name in report.metadata if name in content["metrics"]]
     assert figures == sorted(figures) and "tuned_chrf" in figures and "tuned_chrf_ci_low" not in figures
-    assert report.metadata["dtype"] in ("float32", "bfloat16")
+    assert report.metadata["dtype"] == "float32"
     assert pq.read_table(tmp_path / "examples").num_rows == 12
     assert examples.metadata["content_hash"].startswith("sha256:")
     page = (tmp_path / "page.html").read_text()

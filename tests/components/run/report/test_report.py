@@ -14,8 +14,9 @@ from kfp import dsl
 from kfp.dsl import executor
 from kubernetes import config
 
-from llm_finetune.components.run.report import step
+from llm_finetune.components.run.report import pods, step
 from llm_finetune.components.run.report.component import report as card
+from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
 from llm_finetune.components.shared.card_logs import recorded
 
 RUN = "run-1"
@@ -277,3 +278,10 @@ def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
     assert artifact.metadata["state"] == "succeeded"
     assert "the gate's verdict is on the page of Quality Gate" in (tmp_path / "end.md").read_text()
     assert "the backend gives no reason" in ending(tmp_path, "CANCELLED")[0].reason
+
+
+def test_a_local_run_in_a_notebook_of_the_cluster_has_no_pods(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert pods.in_cluster()
+    monkeypatch.setenv(OWNER_VARIABLE, "1")
+    assert not pods.in_cluster()
