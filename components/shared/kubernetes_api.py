@@ -1,4 +1,4 @@
-"""Connects to the Kubernetes API, and says readably what it refuses."""
+"""Connects to the Kubernetes API and converts its errors to readable messages."""
 
 import contextlib
 import json
@@ -13,36 +13,36 @@ from llm_finetune.components.shared.errors import UserError
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-class Refused(UserError):
-    """The API refused a request.
+class ApiError(UserError):
+    """The Kubernetes API rejected a request.
 
     Attributes:
         status: HTTP status.
-        conflicts: Field and owner of every conflict of a server-side apply.
+        conflicts: Field and field manager of each conflict of a server-side apply.
     """
 
     def __init__(self, doing: str, error: client.ApiException) -> None:
-        """Reads the API's Status object."""
+        """Reads the Status object in the response."""
         self.status, self.conflicts = int(error.status or 0), list[tuple[str, str]]()
-        told = str(error.reason)
+        message = str(error.reason)
         with contextlib.suppress(ValueError, TypeError, KeyError):
             body = json.loads(error.body)
-            told = str(body["message"])
+            message = str(body["message"])
             for cause in (body.get("details") or {}).get("causes") or []:
                 if cause.get("reason") == "FieldManagerConflict":
                     owner = cause["message"].split('"')[1] if '"' in cause["message"] else cause["message"]
                     self.conflicts.append((cause.get("field", "?"), owner))
-        super().__init__(f"{doing} was refused ({self.status}): {told}")
+        super().__init__(f"{doing} was refused ({self.status}): {message}")
 
 
-def connect(pause: float) -> tuple[client.ApiClient, str]:
-    """Connects with the pod's service account, or with the kubeconfig outside a cluster.
+def connect(retry_delay: float) -> tuple[client.ApiClient, str]:
+    """Connects with the service account of the pod or, outside a cluster, with the kubeconfig.
 
     Args:
-        pause: Seconds before the second try of a request that the API could not take.
+        retry_delay: Seconds before the first retry of a request.
 
     Returns:
-        The client, and the namespace that is its own.
+        The client, and the namespace of the pod or of the kubeconfig's context.
 
     Raises:
         UserError: If there is neither a service account nor a kubeconfig.
@@ -61,13 +61,13 @@ def connect(pause: float) -> tuple[client.ApiClient, str]:
                 f"no Kubernetes cluster to deploy to: {error}. Run the card in a cluster, set KUBECONFIG, or use "
                 "target = local or manifest"
             ) from None
-    # Every request of ours may be repeated: applies, reads and deletes come to the same when done twice.
+    # All requests are idempotent: server-side apply, read, delete.
     settings.retries = urllib3.Retry(
         total=12,
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=None,
-        backoff_factor=pause,
-        backoff_max=16 * pause,
+        backoff_factor=retry_delay,
+        backoff_max=16 * retry_delay,
         raise_on_status=False,
     )
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import psutil
 from rich.console import Console
 
 from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
+from llm_finetune.components.shared.engine import processes
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.progress import clock
 from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index, write_pages
@@ -145,37 +145,10 @@ def _worker(job: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen
     try:
         yield worker
     finally:
-        stop_group(worker)
-
-
-def stop_group(worker: subprocess.Popen[Any], grace: float = 10.0) -> None:
-    """Ends a process and all that it started in its session: SIGTERM first, SIGKILL after a while.
-
-    Args:
-        worker: Leader of the session.
-        grace: Seconds between the two.
-    """
-    group = worker.pid
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not _alive(group):
-            break
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, number)
-        deadline = time.monotonic() + grace
-        while _alive(group) and time.monotonic() < deadline:
-            worker.poll()
-            time.sleep(0.05)
-    worker.wait()
-    if worker.stdout:
-        worker.stdout.close()
-
-
-def _alive(group: int) -> bool:
-    for process in psutil.process_iter(["status"]):
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+        processes.end_group(worker.pid, grace=10.0, supervised=False)
+        worker.wait()
+        if worker.stdout:
+            worker.stdout.close()
 
 
 @dataclass

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def stop_servers(workdir: Path) -> int:
     return sum(server.stop(facts) for facts in sorted((workdir / "servers").glob(f"*/{FACTS}")))
 
 
-def show_deployment(console: Console, info: dict[str, Any]) -> None:
+def show_deployment(console: Console, info: Mapping[str, Any]) -> None:
     """Prints what served a deployment and what it has answered."""
     if info["target"] == "manifest":
         told = "\nNothing is deployed; the page of vLLM Serve holds the manifests for a GitOps repository."
@@ -74,7 +75,7 @@ def show_deployment(console: Console, info: dict[str, Any]) -> None:
         console.print(Text(f"answered: {answer['text']}", "green"), soft_wrap=True)
 
 
-def show_request(console: Console, info: dict[str, Any]) -> None:
+def show_request(console: Console, info: Mapping[str, Any]) -> None:
     """Prints where a deployment answers, and a request that can be pasted into a shell."""
     console.print("\nIt answers at")
     console.out(info["base_url"])

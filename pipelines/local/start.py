@@ -138,7 +138,7 @@ def _base_model(base_model: str, workdir: Path, console: Console) -> str:
 
 def _held_port(plan: RunPlan) -> AbstractContextManager[Any]:
     port = int(plan.recipe.get("vllm_serve", {}).get("port", Settings().port))
-    return ports.held(port) if plan.parameters.get("serve_target") == "local" and port else nullcontext()
+    return ports.reserve(port) if plan.parameters.get("serve_target") == "local" and port else nullcontext()
 
 
 def _run(console: Console, plan: RunPlan, workdir: Path, resume: bool, keep: bool) -> int:

@@ -6,20 +6,22 @@ Started by `runner.py` as `python -m llm_finetune.pipelines.local.worker JOB.jso
 import json
 import logging
 import os
-import select
 import signal
 import sys
-import threading
 import warnings
 from pathlib import Path
 
 from kfp import components, local
 
+from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
+from llm_finetune.components.shared.engine import processes
+
 
 def main() -> None:
     """Runs the pipeline that a job file names: `pipeline`, `arguments`, `pipeline_root`, `cache_root`, `caching`."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+    # The cards are in the process group of this process.
+    processes.call_when_orphaned(int(os.environ[OWNER_VARIABLE]), lambda: os.killpg(0, signal.SIGTERM))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", stream=sys.stdout)
     # Local runs ignore accelerators, retries and Kubernetes settings, and say so once per task; images are not used.
     warnings.filterwarnings("ignore")
@@ -30,17 +32,6 @@ def main() -> None:
         cache_root=job["cache_root"],
     )
     components.load_component_from_file(job["pipeline"])(**job["arguments"])
-
-
-def _stop_with(owner: int) -> None:
-    """Ends this process and every card it runs when the process that started it is gone, however it went."""
-    try:
-        descriptor = os.pidfd_open(owner)
-    except ProcessLookupError:
-        os.killpg(0, signal.SIGTERM)
-        return
-    select.select([descriptor], [], [])
-    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def from_files(base: Path, adapter: Path, folder: Path) -> None:
     """Merges as Merge & Export does."""
     import torch
 
-    from llm_finetune.components.serving.merge_export.merge import FromFiles
+    from llm_finetune.components.serving.merge_export.merge import StreamingMerger
 
-    FromFiles(base, adapter, load_in_4bit=False).write(folder, torch.bfloat16)
+    StreamingMerger(base, adapter, load_in_4bit=False).write(folder, torch.bfloat16)
 
 
 def in_memory(base: Path, adapter: Path, folder: Path) -> None:

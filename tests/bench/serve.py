@@ -53,7 +53,7 @@ def start(
     """Starts a server and asks it once; returns it and the seconds from start to the first answer."""
     folder.mkdir()
     begun = time.monotonic()
-    with server_process.hold(0) as held:
+    with server_process.reserve_port(0) as held:
         server = server_process.start(build(model, held.port, folder), held, folder / "server.log", timeout)
     ask(server, QUESTIONS[0], 4)
     return server, time.monotonic() - begun

@@ -61,7 +61,7 @@ FAILURES = {
             pod=waiting(INIT, "CrashLoopBackOff", lastState={"terminated": {"exitCode": 1}}),
             logs={(INIT, True): "AccessDenied: ListObjectsV2"},
         ),
-        ["loading the weights failed", "AccessDenied: ListObjectsV2", "the keys may not read the model's folder"],
+        ["loading the weights failed", "AccessDenied: ListObjectsV2", "the keys have no read access to the model's folder"],
     ),
     "memory of the initializer": (
         Fate(pod=ended(INIT, "OOMKilled", code=137)),
@@ -69,19 +69,19 @@ FAILURES = {
     ),
     "memory": (
         Fate(pod=crashing("OOMKilled", restarts=1), logs={(SERVER, True): "loading shard 3"}),
-        ["was killed for memory; raise `memory`", "loading shard 3"],
+        ["was OOMKilled; raise `memory`", "loading shard 3"],
     ),
     "GPU memory": (
         Fate(pod=crashing(), logs={(SERVER, True): OOM}),
-        ["has crashed 3 times (exit status 1)", "the model does not fit the GPU", "Tried to allocate 2 GiB"],
+        ["has crashed 3 times (exit status 1)", "the model does not fit on the GPU", "Tried to allocate 2 GiB"],
     ),
     "max_model_len": (
         Fate(pod=crashing(restarts=4), logs={(SERVER, True): LENGTH}),
-        ["crashed 4 times", "max_model_len is longer than the model's own"],
+        ["crashed 4 times", "max_model_len exceeds the model's maximum"],
     ),
     "quota": (
         Fate(deployment={"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": QUOTA}),
-        ["pods cannot be made: FailedCreate", "exceeded quota: gpus", "Raise the quota"],
+        ["pods cannot be created: FailedCreate", "exceeded quota: gpus", "Raise the quota"],
     ),
     "no node": (Fate(pod=unschedulable()), ["no node for pod", "3 Insufficient nvidia.com/gpu", "max_surge = 0"]),
     "no node ever": (

@@ -14,12 +14,12 @@ from kubernetes import config
 
 from llm_finetune.components.serving.vllm_serve import targets
 from llm_finetune.components.serving.vllm_serve.kserve import manifests
-from llm_finetune.components.serving.vllm_serve.kserve.diagnosis import Pace
+from llm_finetune.components.serving.vllm_serve.kserve.diagnosis import Timeouts
 from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.questions import Question
 
-PACE = Pace(ready=3, poll=0.03, image=0.15, unschedulable=0.3, settle=0.4, gone=1, pause=0.02)
+TIMEOUTS = Timeouts(ready=3, poll=0.03, image_pull=0.15, unschedulable=0.3, settle=0.4, deletion=1, retry_delay=0.02)
 NAME = "llm"
 V1, V2 = "gs://bucket/v1", "gs://bucket/v2"
 SCHEMAS = os.environ.get("LLM_FINETUNE_CRD_SCHEMAS", "")
@@ -38,14 +38,16 @@ class World:
         self,
         uri: str = V1,
         metadata: dict[str, Any] | None = None,
-        pace: Pace = PACE,
+        timeouts: Timeouts = TIMEOUTS,
         rows: Sequence[Question] = (),
         **settings: Any,
     ) -> Any:
         chosen = {"deployment_name": NAME, "gpu_count": "0", "require_stop": True} | settings
-        model = targets.Served(self.folder / "none", uri, {"content_hash": f"sha256:{uri}"} | (metadata or {}), rows)
+        model = targets.ServedModel(
+            self.folder / "none", uri, {"content_hash": f"sha256:{uri}"} | (metadata or {}), rows
+        )
         info, page = self.folder / "info.json", self.folder / "page.md"
-        return targets.kserve(model, info, page, Settings.of(chosen), pace)
+        return targets.kserve(model, info, page, Settings.of(chosen), timeouts)
 
     def refused(self, uri: str = V2, **settings: Any) -> str:
         with pytest.raises(UserError) as failure:

@@ -163,7 +163,7 @@ def test_digest_or_mirror_of_the_server_s_image_is_one_line(tmp_path: Path) -> N
 def test_example_of_a_served_model_is_the_card_s_own() -> None:
     built = build(MANIFESTS / "serving/plain")
     storage = f"s3://llm-finetune/models/{EXAMPLE}/"
-    deployment = manifests.Deployment(name=EXAMPLE, storage_uri=storage, namespace="kubeflow")
+    deployment = manifests.Deployment(Settings(deployment_name=EXAMPLE, namespace="kubeflow"), storage)
     assert list(built) == [manifests.inference_service(deployment)]
 
 
@@ -215,7 +215,7 @@ def test_a_quota_counts_pods_that_run() -> None:
 
 
 def test_policies_select_the_pods_that_the_card_makes(tmp_path: Path) -> None:
-    labels = manifests.inference_service(manifests.Deployment("a", "gs://b/c"))["metadata"]["labels"]
+    labels = manifests.inference_service(manifests.Deployment(Settings(), "gs://b/c"))["metadata"]["labels"]
     built = compose(tmp_path, "overlays/gke", ["monitoring"])
     selectors = [
         named(built, "NetworkPolicy", "llm-finetune-server")["spec"]["podSelector"],

@@ -88,9 +88,9 @@ def check_recipe(
         gate_rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99, task.mmlu.drop
             <= 2*stderr'. All must hold; empty sets no rule. What Evaluate was asked for and could not measure closes
             the gate in any case.
-        deployment_name: Name of the deployment, and the model name that clients ask for.
+        deployment_name: Name of the deployment, and the model name in requests.
         serve_target: kserve (InferenceService on this cluster), local (server process on this machine) or manifest
-            (YAML for a GitOps repository, nothing is deployed).
+            (YAML for a GitOps repository, without a deployment).
         namespace: Namespace to deploy to; empty is the run's own.
         gpu_type: Resource name of the GPUs.
         gpu_count: GPUs for training and for the server, as text.

@@ -78,15 +78,15 @@ def pods_of(run_id: str) -> Pods:
     import urllib3
     from kubernetes import client
 
-    from llm_finetune.components.shared.kubernetes_api import Refused, connect
+    from llm_finetune.components.shared.kubernetes_api import ApiError, connect
 
     try:
-        api, namespace = connect(pause=1.0)
+        api, namespace = connect(retry_delay=1.0)
         pods = client.CoreV1Api(api)
         found = pods.list_namespaced_pod(namespace, label_selector=f"pipeline/runid={run_id}").items
         return _read(_Logs(pods, f"reading the logs of run {run_id} in {namespace}"), found)
     except client.ApiException as error:
-        return Pods(trouble=str(Refused(f"reading the pods of run {run_id} in {namespace}", error)))
+        return Pods(trouble=str(ApiError(f"reading the pods of run {run_id} in {namespace}", error)))
     except urllib3.exceptions.HTTPError as error:
         return Pods(trouble=f"the Kubernetes API is out of reach ({error})")
     except UserError as error:
@@ -103,7 +103,7 @@ class _Logs:
         """Returns the end of a pod's log, or None where there is none to be had."""
         from kubernetes import client
 
-        from llm_finetune.components.shared.kubernetes_api import Refused
+        from llm_finetune.components.shared.kubernetes_api import ApiError
 
         try:
             return str(
@@ -113,7 +113,7 @@ class _Logs:
             )
         except client.ApiException as error:
             if error.status not in (400, 404):
-                self.trouble = str(Refused(self.doing, error))
+                self.trouble = str(ApiError(self.doing, error))
             return None
 
 

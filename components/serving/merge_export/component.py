@@ -1,4 +1,4 @@
-"""Merge & Export: merges the adapter, proves that nothing was lost, and ships the model with all it needs."""
+"""Merge & Export: merges the adapter, compares the result with the adapter, and exports the model."""
 
 from kfp import dsl
 
@@ -30,37 +30,38 @@ def merge_export(
     package_version: str = "",
     eval_report: dsl.Input[dsl.Metrics] = None,
 ):
-    """Merges the adapter into the weights it was trained against and writes a folder that vLLM loads.
+    """Merges the adapter into the weights it was trained on and writes a folder that vLLM loads.
 
-    The merged model is read back from its files and compared with the adapter on validation rows; one that answers
-    differently is refused. Tokenizer, chat template, generation config, licence and model card lie beside the weights.
+    The merged model is read back from its files and compared with the adapter on validation rows; the card fails if
+    they differ. The folder has the tokenizer, chat template, generation config, license and model card, too.
 
     Args:
         model_config: Base model of Load Base Model.
         ft_result: Adapter of Fine-Tune LoRA.
         merged_model: Folder with weights, tokenizer, chat template, generation config and model card.
-        model_summary: Base model, format, size, parity, and where the model lies.
-        push_to_hub: Push the folder to the Hugging Face Hub; needs a token with write access in HF_TOKEN.
-        hub_repo: Repository to push to, owner/name; made when absent.
-        save_format: safetensors, or pt for pickle files (written with a warning; vLLM Serve takes safetensors only).
-        export_uri: Where to copy the folder as well: gs://, s3:// or a mounted path; a manifest is written last. The
-            place is empty, or holds an earlier export: of that, what the new one lacks is removed, and nothing else.
-        export_overwrite: Write to an export_uri or hub_repo that holds files of others too: those of the same names are
-            replaced, all others stay.
+        model_summary: Base model, format, size, parity, and locations of the model.
+        push_to_hub: Push the model to the Hugging Face Hub; needs a token with write access in HF_TOKEN.
+        hub_repo: Repository to push to, owner/name; created if it does not exist.
+        save_format: safetensors, or pt for pickle files (with a warning; vLLM Serve accepts safetensors only).
+        export_uri: Where to copy the model: gs://, s3:// or a mounted path; a manifest is written last. The location
+            must be empty or have an earlier export: files of that export which the new one lacks are deleted, and no
+            others.
+        export_overwrite: Write to an export_uri or hub_repo with other files: files of the same names are replaced, all
+            others are kept.
         private: Whether a new repository on the Hub is private.
-        dtype: Precision of the stored weights: bfloat16, float16, float32, or auto for the narrowest that keeps what
-            was trained: the first of bfloat16, float16 (where the values fit its range) and float32 that stays within
-            loss_tolerance and min_agreement. Of the two 16-bit types, the base model's own comes first.
-        keep_adapter: Keep the adapter in a folder of its own beside the weights.
-        loss_tolerance: Largest difference of the validation loss between adapter and merged model, in nats per token.
-        min_agreement: Least share of validation tokens that both must find most likely.
-        registry_url: Kubeflow Model Registry to register the model in, such as
-            http://model-registry-service.kubeflow:8080; empty registers nowhere.
-        registered_model: Name to register it under; its version is the hash of its content.
-        plan: The pipeline's parameters and recipe that the run was started with, so that the model card can repeat it.
+        dtype: Type of the stored weights: bfloat16, float16, float32, or auto for the narrowest type that preserves the
+            training: the first of bfloat16, float16 (if the values are in its range) and float32 that stays within
+            loss_tolerance and min_agreement. Of the 16-bit types, that of the base model is tried first.
+        keep_adapter: Also export the adapter, in the subfolder adapter.
+        loss_tolerance: Maximum difference of the validation loss between adapter and merged model, in nats per token.
+        min_agreement: Minimum fraction of validation tokens for which both predict the same most likely token.
+        registry_url: URL of the Kubeflow Model Registry to register the model in, such as
+            http://model-registry-service.kubeflow:8080; empty for none.
+        registered_model: Name of the registered model; its version is the hash of its content.
+        plan: Parameters and recipe of the run, for the model card.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
-        eval_report: Figures of Evaluate, for the model card.
+        eval_report: Metrics of Evaluate, for the model card.
     """
     arguments = locals()
     from llm_finetune.components.serving.merge_export import step

@@ -1,5 +1,6 @@
-"""The places that the exported folder goes to besides the run's own artifact: storage, Hub, Model Registry."""
+"""Publishes the exported folder: object storage, Hub and Model Registry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,32 @@ from llm_finetune.components.shared.engine.storage_uris import storage_of
 
 
 @dataclass(frozen=True)
+class Published:
+    """Where the model was published.
+
+    Attributes:
+        pushed_to_hub: Whether it was pushed to the Hub.
+        hub_repo: Repository on the Hub; empty if not pushed.
+        hub_commit: URL of the commit; empty if not pushed.
+        export_uri: URI of the copy; empty if not copied.
+        registered: `name/version` in the Model Registry; empty if not registered.
+    """
+
+    pushed_to_hub: bool
+    hub_repo: str
+    hub_commit: str
+    export_uri: str
+    registered: str
+
+
+@dataclass(frozen=True)
 class Destinations:
-    """Where a folder goes, each place known to take it.
+    """Validated destinations of an export.
 
     Attributes:
         settings: The card's settings.
-        uri: The artifact's own URI.
-        registry: Client of the Model Registry, if the model is to be registered.
+        uri: URI of the artifact.
+        registry: Client of the Model Registry; None if the model is not registered.
     """
 
     settings: Settings
@@ -25,16 +45,15 @@ class Destinations:
     registry: Any = None
 
     @classmethod
-    def checked(cls, settings: Settings, uri: str) -> "Destinations":
-        """Refuses a place that can't be written to before the work begins.
+    def validated(cls, settings: Settings, uri: str) -> "Destinations":
+        """Validates the destinations before the merge.
 
         Args:
             settings: The card's settings.
-            uri: The artifact's own URI.
+            uri: URI of the artifact.
 
         Raises:
-            UserError: If a place refuses or holds files of others, or the Model Registry were to be told of a path that
-                no server can read.
+            UserError: If a destination is not writable or has other files, or no server could load the registered URI.
         """
         if settings.push_to_hub:
             publish.check_hub(settings.hub_repo, settings.export_overwrite)
@@ -45,17 +64,17 @@ class Destinations:
         storage_of(settings.export_uri or uri)
         return cls(settings, uri, registry.connect(settings.registry_url))
 
-    def send(self, folder: Path, content: str, base_name: str, figures: dict[str, Any]) -> dict[str, Any]:
-        """Takes the folder everywhere.
+    def publish(self, folder: Path, content: str, base_name: str, figures: Mapping[str, object]) -> Published:
+        """Publishes the folder to all destinations.
 
         Args:
             folder: The folder.
             content: Its content hash.
             base_name: Name of the base model.
-            figures: What the Model Registry is told about it.
+            figures: Metadata of the version in the Model Registry.
 
         Returns:
-            `pushed_to_hub`, `hub_repo`, `hub_commit`, `export_uri` and `registered` of the card's facts.
+            The result.
         """
         chosen, commit, registered = self.settings, "", ""
         if chosen.export_uri:
@@ -70,10 +89,5 @@ class Destinations:
                 self.registry,
                 registry.Registration(chosen.registered_model, version, where, self.uri, figures),
             )
-        return {
-            "pushed_to_hub": chosen.push_to_hub,
-            "hub_repo": chosen.hub_repo if chosen.push_to_hub else "",
-            "hub_commit": commit,
-            "export_uri": chosen.export_uri,
-            "registered": registered,
-        }
+        repository = chosen.hub_repo if chosen.push_to_hub else ""
+        return Published(chosen.push_to_hub, repository, commit, chosen.export_uri, registered)

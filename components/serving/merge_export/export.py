@@ -1,4 +1,4 @@
-"""Copies the exported folder to object storage, so that no reader ever sees half a model."""
+"""Copies the exported folder to object storage; the manifest, written last, marks a complete copy."""
 
 import contextlib
 import hashlib
@@ -6,114 +6,117 @@ import json
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from llm_finetune.components.serving.merge_export import ownership
-from llm_finetune.components.serving.merge_export.ownership import MANIFEST, Files, may_be_ours
+from llm_finetune.components.serving.merge_export.ownership import MANIFEST, Files, is_export_file_name
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.object_stores import PROBE, check_writable, open_store, refusals, send
 from llm_finetune.components.shared.progress import Progress
 
-UNFINISHED = "manifest.unfinished.json"
+UNFINISHED_MANIFEST = "manifest.unfinished.json"
 FILES_AT_ONCE = 4
-SETTING, AGAIN = "export_uri", "run again to continue where it broke off"
+SETTING, RESUME_HINT = "export_uri", "run again to resume the copy"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What an earlier export left at a place.
+class EarlierExport:
+    """Files of an earlier export at a location.
 
     Attributes:
-        ours: Names of its files; None if nothing says that one was there.
-        arrived: Of an export that broke off, the files that had arrived.
+        own: Names of its files; None without a manifest.
+        uploaded: Files that an interrupted export has uploaded.
     """
 
-    ours: set[str] | None
-    arrived: Files
+    own: set[str] | None
+    uploaded: Files
 
 
 def check_export(uri: str, overwrite: bool = False) -> None:
-    """Refuses a place that can't be written to, or where others have their files, before the work begins.
+    """Validates a location before the merge.
 
     Args:
-        uri: The place.
-        overwrite: Whether files of others are no reason to refuse.
+        uri: The location.
+        overwrite: Whether the location may have other files.
 
     Raises:
-        UserError: If it is unknown, a root, not ours, or refuses.
+        UserError: If the location is invalid, a root folder, not writable, or has other files.
     """
     system, root = open_store(uri, SETTING)
     if isinstance(system, LocalFileSystem) and Path(root or "/").resolve() in (Path("/"), Path.home().resolve()):
-        raise UserError(f"{SETTING} = {uri!r} is a root or home folder: give a folder of the model's own in it")
-    with refusals(uri, SETTING, AGAIN):
-        _found(system, root, uri, overwrite)
+        raise UserError(f"{SETTING} = {uri!r} is a root or home folder: use a subfolder for the model")
+    with refusals(uri, SETTING, RESUME_HINT):
+        _earlier_export(system, root, uri, overwrite)
         check_writable(system, root)
 
 
 def export(folder: Path, uri: str, overwrite: bool = False) -> str:
-    """Copies a folder to a storage URI, several files at a time, and checks what has arrived.
+    """Copies a folder to a storage URI, several files in parallel, and verifies the sizes.
 
-    The manifest of sizes and SHA-256 sums is written last, and an older one is taken away first: where there is one,
-    everything it names is there. Of an earlier export, what the new one does not replace is removed before; nothing
-    else is. A copy that broke off is continued: files that had arrived are not sent again.
+    The manifest with sizes and SHA-256 checksums is deleted first and written last, so a location with a manifest is
+    complete. Files of an earlier export which the new one lacks are deleted; other files are kept. An interrupted copy
+    is resumed: uploaded files are not uploaded again.
 
     Args:
         folder: The folder.
         uri: Such as `s3://bucket/models/address`.
-        overwrite: Whether files of others are no reason to refuse.
+        overwrite: Whether the location may have other files.
 
     Returns:
         URI of the manifest.
 
     Raises:
-        UserError: If the storage refuses, the place isn't ours, or a file has another size there.
+        UserError: If the storage rejects a request, the location has other files, or an uploaded file is incomplete.
     """
     system, root = open_store(uri, SETTING)
-    files = described(folder)
-    with refusals(uri, SETTING, AGAIN):
-        found = _found(system, root, uri, overwrite)
-        ours = found.ours or set()
-        arrived = _still_there(system, root, files, found.arrived)
+    files = file_checksums(folder)
+    with refusals(uri, SETTING, RESUME_HINT):
+        found = _earlier_export(system, root, uri, overwrite)
+        own = found.own or set()
+        uploaded = _already_uploaded(system, root, files, found.uploaded)
         system.makedirs(root, exist_ok=True)
-        _note(system, root, arrived, ours | set(files))
+        _write_progress(system, root, uploaded, own | set(files))
         if system.exists(f"{root}/{MANIFEST}"):
             system.rm_file(f"{root}/{MANIFEST}")
-        _send(system, root, folder, files, arrived, ours | set(files))
+        _upload(system, root, folder, files, uploaded, own | set(files))
         wrong = [
             f"{name} ({size} of {files[name]['size']} bytes)"
             for name, size in _sizes(system, root, files).items()
             if size != files[name]["size"]
         ]
         if wrong:
-            raise UserError(f"the export to {uri} is not whole: {', '.join(wrong)}. Run again")
-        for name in sorted(ours - set(files)):
+            raise UserError(f"the export to {uri} is incomplete: {', '.join(wrong)}. Run again")
+        for name in sorted(own - set(files)):
             with contextlib.suppress(FileNotFoundError):
                 system.rm_file(f"{root}/{name}")
-        ownership.beside(_present(system, root), files, ours)
+        ownership.warn_of_foreign_weights(_list_files(system, root), files, own)
         system.pipe_file(f"{root}/{MANIFEST}", ownership.manifest(files))
-        system.rm_file(f"{root}/{UNFINISHED}")
+        system.rm_file(f"{root}/{UNFINISHED_MANIFEST}")
     return f"{uri.rstrip('/')}/{MANIFEST}"
 
 
-def _found(system: Any, root: str, uri: str, overwrite: bool) -> Found:
-    """Returns what an earlier export left, and refuses a place of others."""
+def _earlier_export(system: AbstractFileSystem, root: str, uri: str, overwrite: bool) -> EarlierExport:
+    """Returns the files of an earlier export, and refuses a location with other files."""
     system.invalidate_cache()
-    done, broken = ownership.named(_read(system, root, MANIFEST)), _read(system, root, UNFINISHED)
-    arrived = ownership.named(broken)
-    noted = json.loads(broken or b"{}") if arrived is not None else {}
+    complete, unfinished = (
+        ownership.files_in_manifest(_read(system, root, MANIFEST)),
+        _read(system, root, UNFINISHED_MANIFEST),
+    )
+    uploaded = ownership.files_in_manifest(unfinished)
+    noted = json.loads(unfinished or b"{}") if uploaded is not None else {}
     planned = noted.get("own")
-    if not (isinstance(planned, list) and all(isinstance(name, str) and may_be_ours(name) for name in planned)):
+    if not (isinstance(planned, list) and all(isinstance(name, str) and is_export_file_name(name) for name in planned)):
         noted, planned = {}, None
-    marks = [set(names) for names in (done, planned) if names is not None]
-    ours = set().union(*marks) if marks else None
-    present = _some_files(system, root) if ours is None else _present(system, root)
-    ownership.refuse_others(f"{SETTING} = {uri!r}", present, ours, overwrite)
-    return Found(ours, noted.get("files", {}))
+    known = [set(names) for names in (complete, planned) if names is not None]
+    own = set().union(*known) if known else None
+    present = _sample_files(system, root) if own is None else _list_files(system, root)
+    ownership.refuse_foreign_files(f"{SETTING} = {uri!r}", present, own, overwrite)
+    return EarlierExport(own, noted.get("files", {}))
 
 
-def _read(system: Any, root: str, name: str) -> bytes | None:
+def _read(system: AbstractFileSystem, root: str, name: str) -> bytes | None:
     try:
         content: bytes = system.cat_file(f"{root}/{name}")
     except FileNotFoundError:
@@ -121,53 +124,53 @@ def _read(system: Any, root: str, name: str) -> bytes | None:
     return content
 
 
-def _some_files(system: Any, root: str) -> list[str]:
-    """Returns names of files at a place, in folders too: the manifest if there is one, and a few others."""
+def _sample_files(system: AbstractFileSystem, root: str) -> list[str]:
+    """Returns the names of some files at a location and its subfolders: the manifest if present, and a few more."""
     names = []
     with contextlib.suppress(FileNotFoundError):
         for folder, _, files in system.walk(root, on_error="raise"):
             inner = folder.strip("/").removeprefix(root.strip("/")).strip("/")
             names += ["/".join(filter(None, [inner, name])) for name in files if name not in ("", PROBE)]
-            if len(names) > ownership.SHOWN:
+            if len(names) > ownership.MAX_SHOWN:
                 break
     return names
 
 
-def _note(system: Any, root: str, arrived: Files, own: set[str]) -> None:
-    """Notes what has arrived, and what of ours may lie there."""
-    noted = {"files": arrived, "own": sorted(own)}
-    system.pipe_file(f"{root}/{UNFINISHED}", json.dumps(noted).encode())
+def _write_progress(system: AbstractFileSystem, root: str, uploaded: Files, own: set[str]) -> None:
+    """Writes the unfinished manifest: the uploaded files, and all names that this export may have written."""
+    progress = {"files": uploaded, "own": sorted(own)}
+    system.pipe_file(f"{root}/{UNFINISHED_MANIFEST}", json.dumps(progress).encode())
 
 
-def _send(system: Any, root: str, folder: Path, files: Files, arrived: Files, own: set[str]) -> None:
-    """Sends what has not arrived, and notes after each file what has."""
+def _upload(system: AbstractFileSystem, root: str, folder: Path, files: Files, uploaded: Files, own: set[str]) -> None:
+    """Uploads the missing files, and updates the unfinished manifest after each."""
     megabytes = round(sum(file["size"] for file in files.values()) / 1e6)
     progress = Progress("export", megabytes, "MB")
-    if arrived:
-        print(f"export: {len(arrived)} of {len(files)} files had arrived before", flush=True)
+    if uploaded:
+        print(f"export: {len(uploaded)} of {len(files)} files were uploaded before", flush=True)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        waiting = {
-            pool.submit(send, system, folder / name, f"{root}/{name}"): name for name in files if name not in arrived
+        pending = {
+            pool.submit(send, system, folder / name, f"{root}/{name}"): name for name in files if name not in uploaded
         }
         try:
-            for done in as_completed(waiting):
-                done.result()
-                arrived[waiting[done]] = files[waiting[done]]
-                _note(system, root, arrived, own)
-                progress.update(min(round(sum(file["size"] for file in arrived.values()) / 1e6), megabytes))
+            for future in as_completed(pending):
+                future.result()
+                uploaded[pending[future]] = files[pending[future]]
+                _write_progress(system, root, uploaded, own)
+                progress.update(min(round(sum(file["size"] for file in uploaded.values()) / 1e6), megabytes))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _still_there(system: Any, root: str, files: Files, noted: Files) -> Files:
-    """Returns the files of an earlier attempt that are the same here and whole there."""
-    same = {name: file for name, file in noted.items() if files.get(name) == file}
+def _already_uploaded(system: AbstractFileSystem, root: str, files: Files, recorded: Files) -> Files:
+    """Returns the uploaded files of an earlier attempt that are unchanged and complete."""
+    same = {name: file for name, file in recorded.items() if files.get(name) == file}
     sizes = _sizes(system, root, same)
     return {name: file for name, file in same.items() if sizes[name] == file["size"]}
 
 
-def _sizes(system: Any, root: str, files: Files) -> dict[str, int]:
+def _sizes(system: AbstractFileSystem, root: str, files: Files) -> dict[str, int]:
     """Returns the bytes that lie there; -1 for a file that is missing."""
     system.invalidate_cache()
     sizes = dict.fromkeys(files, -1)
@@ -177,8 +180,8 @@ def _sizes(system: Any, root: str, files: Files) -> dict[str, int]:
     return sizes
 
 
-def _present(system: Any, root: str) -> list[str]:
-    """Returns the names of the files in the folder and in its `adapter/`."""
+def _list_files(system: AbstractFileSystem, root: str) -> list[str]:
+    """Returns the names of the files in the folder and in its subfolder `adapter/`."""
     system.invalidate_cache()
     found: list[str] = []
     for folder in ("", "adapter/"):
@@ -188,8 +191,8 @@ def _present(system: Any, root: str) -> list[str]:
     return found
 
 
-def described(folder: Path) -> Files:
-    """Returns size and SHA-256 sum of a folder's files by name."""
+def file_checksums(folder: Path) -> Files:
+    """Returns size and SHA-256 checksum of the files of a folder by name."""
     files: Files = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         with file.open("rb") as stream:

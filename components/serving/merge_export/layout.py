@@ -1,4 +1,4 @@
-"""The exported folder: everything that a server needs beside the weights, readable by older readers too."""
+"""Completes the exported folder: tokenizer, license, adapter, and keys for older versions of transformers."""
 
 import json
 import shutil
@@ -10,73 +10,77 @@ from typing import Any
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.base_model import INDEX, small_files
 
-LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
-# Written by transformers 5 for itself; a 4.x reader fails on the class and ignores or trips over the rest.
-OWN_TOKENIZER_KEYS = ("backend", "is_local", "local_files_only")
+LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
+# Written by transformers 5; transformers 4 fails on the class and does not support the other keys.
+TRANSFORMERS_5_KEYS = ("backend", "is_local", "local_files_only")
 
 
-def empty(folder: Path) -> None:
-    """Takes everything out of a folder of ours."""
+def clear_folder(folder: Path) -> None:
+    """Deletes the content of a folder."""
     shutil.rmtree(folder)
     folder.mkdir()
 
 
 def add_tokenizer(ft_result: Path, folder: Path) -> None:
-    """Puts the tokenizer, its chat template and the generation config of the training beside the weights.
+    """Copies the tokenizer, its chat template and the generation config of the training.
 
-    Tokens that the model has no embedding for, such as a padding token that somebody added without resizing it, are
-    left out: vLLM looks up what a client writes, and a single request with such a token would end the server.
+    Tokens without an embedding, such as an added padding token, are removed: a request that contains the text of such
+    a token would crash vLLM.
 
     Args:
         ft_result: Folder of the adapter.
         folder: Folder of the merged model, with its config.json.
 
     Raises:
-        UserError: If there is no chat template or no end token, without which the model can't be served.
+        UserError: If the chat template or the end-of-sequence token is missing, which serving needs.
     """
     names = [file.name for file in ft_result.iterdir() if file.is_file()]
     for name in small_files(names):
-        if name not in ("README.md", "config.json", INDEX) and not _legal(name):
+        if name not in ("README.md", "config.json", INDEX) and not _is_license_file(name):
             shutil.copyfile(ft_result / name, folder / name)
     tokenizer = _read(folder / "tokenizer_config.json")
     if not any(name.startswith("chat_template.") for name in names) and not tokenizer.get("chat_template"):
-        raise UserError(f"{ft_result} holds no chat template, so the model could not answer chat requests")
+        raise UserError(f"{ft_result} has no chat template, which chat requests need")
     if "generation_config.json" not in names or _read(folder / "generation_config.json").get("eos_token_id") in (
         None,
         [],
     ):
-        raise UserError(f"{ft_result} holds no generation_config.json with eos_token_id, so the model would never stop")
-    for key in OWN_TOKENIZER_KEYS:
+        raise UserError(
+            f"{ft_result} has no generation_config.json with eos_token_id, without which generation never stops"
+        )
+    for key in TRANSFORMERS_5_KEYS:
         tokenizer.pop(key, None)
     if tokenizer.get("tokenizer_class") in (None, "TokenizersBackend"):
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write(folder / "tokenizer_config.json", _without(tokenizer, _drop_unknown_tokens(folder)))
+    _write(folder / "tokenizer_config.json", _remove_tokens(tokenizer, _drop_unknown_tokens(folder)))
 
 
-def add_licence(model_config: Path, folder: Path) -> None:
-    """Puts the base model's licence files beside the weights that derive from it."""
+def add_license_files(model_config: Path, folder: Path) -> None:
+    """Copies the license files of the base model, which apply to the merged weights."""
     for file in model_config.iterdir():
-        if _legal(file.name):
+        if _is_license_file(file.name):
             shutil.copyfile(file, folder / file.name)
 
 
 def add_adapter(ft_result: Path, folder: Path, base_model: str, revision: str) -> None:
-    """Keeps the adapter itself in `adapter/`, with the base model's public name in its configuration."""
-    kept = folder / "adapter"
-    kept.mkdir()
-    for name in ADAPTER:
-        shutil.copyfile(ft_result / name, kept / name)
-    config = _read(kept / "adapter_config.json")
-    _write(kept / "adapter_config.json", config | {"base_model_name_or_path": base_model, "revision": revision or None})
+    """Copies the adapter to `adapter/`, with the public name of the base model in its configuration."""
+    target = folder / "adapter"
+    target.mkdir()
+    for name in ADAPTER_FILES:
+        shutil.copyfile(ft_result / name, target / name)
+    config = _read(target / "adapter_config.json")
+    _write(
+        target / "adapter_config.json", config | {"base_model_name_or_path": base_model, "revision": revision or None}
+    )
 
 
-def make_config_readable(folder: Path) -> None:
-    """Says the same facts in config.json under the names of older readers, and the end tokens that are generated with.
+def add_legacy_config_keys(folder: Path) -> None:
+    """Adds the keys of transformers 4 to config.json, and the token IDs of the generation config.
 
-    transformers 5 writes `rope_parameters` and `dtype` only; a 4.x reader would silently fall back to a rotary base of
-    10000 and to float32.
+    transformers 5 writes `rope_parameters` and `dtype` only; without the old keys, transformers 4 would use a rotary
+    base of 10000 and float32.
     """
     path = folder / "config.json"
     config = _read(path)
@@ -94,7 +98,7 @@ def make_config_readable(folder: Path) -> None:
 
 
 def to_pickle(folder: Path) -> None:
-    """Rewrites the weights as `pytorch_model*.bin`, one file at a time."""
+    """Converts the weights to `pytorch_model*.bin`, one file at a time."""
     import torch
     from safetensors.torch import load_file
 
@@ -109,33 +113,35 @@ def to_pickle(folder: Path) -> None:
         index.unlink()
 
 
-def make_readable_by_others(folder: Path) -> None:
-    """Lets other users read the files: safetensors makes its own readable by the owner alone."""
+def make_world_readable(folder: Path) -> None:
+    """Makes the files readable for all users; safetensors creates files that only the owner can read."""
     for file in folder.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
-def leftovers(present: Iterable[str], files: Collection[str]) -> list[str]:
-    """Returns what an earlier model left at a place, which servers would load beside or instead of the new one.
+def stale_weights(present: Iterable[str], files: Collection[str]) -> list[str]:
+    """Returns weights of other models at a location, which servers would load with or instead of the new model.
 
     Args:
-        present: Names of the files there; of folders, only `adapter/` is looked into: others may hold other models.
-        files: Names of the new model's files.
+        present: Names of the files at the location; of subfolders, only `adapter/` counts.
+        files: Names of the files of the new model.
 
     Returns:
-        Names of weights, indexes and adapters that are not the new model's, sorted.
+        Sorted names of weights, indexes and adapters that are not in `files`.
     """
     own = (name for name in present if name.rpartition("/")[0] in ("", "adapter") and name not in files)
-    return sorted(name for name in own if any(fnmatch(name.rpartition("/")[2], of) for of in (*WEIGHTS, *ADAPTER)))
+    return sorted(
+        name for name in own if any(fnmatch(name.rpartition("/")[2], of) for of in (*WEIGHT_PATTERNS, *ADAPTER_FILES))
+    )
 
 
 def weight_bytes(folder: Path) -> int:
-    """Returns the bytes of the weights."""
+    """Returns the size of the weights in bytes."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
 
 
 def _drop_unknown_tokens(folder: Path) -> set[str]:
-    """Takes added tokens without an embedding out of tokenizer.json, and returns them."""
+    """Removes added tokens without an embedding from tokenizer.json, and returns them."""
     config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer.json")
     known = config.get("vocab_size") or config["text_config"]["vocab_size"]
     added = tokenizer.get("added_tokens") or []
@@ -143,28 +149,30 @@ def _drop_unknown_tokens(folder: Path) -> set[str]:
     if dropped:
         tokenizer["added_tokens"] = [token for token in added if token["content"] not in dropped]
         _write(folder / "tokenizer.json", tokenizer)
-        print(f"left out tokens that the model has no embedding for: {', '.join(sorted(dropped))}", flush=True)
+        print(f"removed tokens without an embedding: {', '.join(sorted(dropped))}", flush=True)
     return dropped
 
 
-def _without(value: Any, dropped: Collection[str]) -> Any:
-    """Returns settings of a tokenizer without what names a dropped token; loading would add the token again."""
+def _remove_tokens(value: Any, dropped: Collection[str]) -> Any:
+    """Removes dropped tokens from the settings of a tokenizer, which would add them again when loaded."""
 
-    def names(part: Any) -> bool:
+    def is_dropped(part: object) -> bool:
         content = part.get("content") if isinstance(part, dict) else part
         return isinstance(content, str) and content in dropped
 
     if isinstance(value, dict):
-        return {key: _without(part, dropped) for key, part in value.items() if not names(part)}
-    return [_without(part, dropped) for part in value if not names(part)] if isinstance(value, list) else value
+        return {key: _remove_tokens(part, dropped) for key, part in value.items() if not is_dropped(part)}
+    return (
+        [_remove_tokens(part, dropped) for part in value if not is_dropped(part)] if isinstance(value, list) else value
+    )
 
 
 def _pickle_name(name: str) -> str:
     return name.replace("model", "pytorch_model", 1).removesuffix(".safetensors") + ".bin"
 
 
-def _legal(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in LEGAL)
+def _is_license_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in LICENSE_PATTERNS)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The model card that travels with the weights."""
+"""Writes the model card."""
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,36 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from llm_finetune.components.serving.merge_export import licences
+from llm_finetune.components.serving.merge_export import licenses
+from llm_finetune.components.serving.merge_export.parity import Parity
 from llm_finetune.components.shared.summary import cell
 
 TEMPLATE = "model_card.md.jinja"
 LINEAGE = ("package_version", "inputs", "origin", "seed", "content_hash", "adapter_content_hash")
 COMMIT = re.compile("[0-9a-f]{40}")
-# Licence names of the Hub.
-UNNAMED = ("unknown", "other")
+# License identifiers of the Hub.
+UNKNOWN_LICENSES = ("unknown", "other")
 NONCOMMERCIAL = re.compile(r"(^|-)nc(-|$)|non-?commercial|research")
-OWN_TERMS = ("llama", "gemma", "openrail", "bigscience", "creativeml", "deepseek", "apple", "intel-research")
+CUSTOM_TERMS = ("llama", "gemma", "openrail", "bigscience", "creativeml", "deepseek", "apple", "intel-research")
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """Properties of the merged weights.
+
+    Attributes:
+        load_in_4bit: Whether the adapter was trained on NF4 weights.
+        dtype: Type of the stored weights.
+        dtype_reason: Why this type was chosen.
+        save_format: `safetensors` or `pt`.
+        parity: Differences between merged model and adapter.
+    """
+
+    load_in_4bit: bool
+    dtype: str
+    dtype_reason: str
+    save_format: str
+    parity: Parity
 
 
 def write_model_card(
@@ -30,7 +51,7 @@ def write_model_card(
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     plan: Mapping[str, Any],
-    **values: Any,
+    merged: MergedWeights,
 ) -> None:
     """Writes README.md.
 
@@ -41,16 +62,16 @@ def write_model_card(
         base: Metadata of the base model.
         training: Metadata of the adapter.
         evaluation: Metadata of the evaluation; may be empty.
-        plan: The pipeline's parameters and recipe that the run was started with; empty if unknown.
-        **values: What else the template shows.
+        plan: Parameters and recipe of the run; empty if unknown.
+        merged: Properties of the merged weights.
     """
     name = str(base.get("model_name") or "unknown")
-    licence, revision = str(base.get("licence") or "unknown"), str(base.get("revision", ""))
+    license, revision = str(base.get("licence") or "unknown"), str(base.get("revision", ""))
     hub_id, figures = _hub_id(name, model_config), _figures(evaluation)
     origin = {name: value for name, value in (training.get("origin") or {}).items() if value}
     text = _template().render(
         front_matter=_front_matter(
-            name.rpartition("/")[2], hub_id, licences.front_matter(licence, folder), figures, origin
+            name.rpartition("/")[2], hub_id, licenses.front_matter(license, folder), figures, origin
         ),
         base_name=name.rpartition("/")[2],
         hub_id=hub_id,
@@ -60,21 +81,22 @@ def write_model_card(
         training=_figures(training),
         evaluation=figures,
         lineage=_lineage(training),
-        limits=_limits(licence, origin, evaluation),
+        limits=_limits(license, origin, evaluation),
         plan=yaml.safe_dump(pinned(plan, revision, origin), sort_keys=False).rstrip() if plan else "",
-        **values,
+        merged=merged,
+        parity=asdict(merged.parity),
     )
-    ModelCard(text)  # refuses front matter that the Hub would not read
+    ModelCard(text)  # raises for front matter that the Hub rejects
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def pinned(plan: Mapping[str, Any], base_revision: str, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a plan in which base model and dataset are those that were found, whatever their branches hold later.
+    """Returns a plan with the revisions of base model and dataset that the run has used.
 
     Args:
-        plan: `parameters` and a section per card, as a recipe file holds them.
+        plan: `parameters` and a section per card, as in a recipe file.
         base_revision: Commit or content hash of the base model.
-        origin: Where data and base came from.
+        origin: Origin of data and base model.
 
     Returns:
         The plan as a recipe.
@@ -89,18 +111,18 @@ def pinned(plan: Mapping[str, Any], base_revision: str, origin: Mapping[str, Any
 
 
 def _front_matter(
-    name: str, hub_id: str, licence: Mapping[str, Any], figures: Mapping[str, Any], origin: Mapping[str, Any]
+    name: str, hub_id: str, license: Mapping[str, Any], figures: Mapping[str, object], origin: Mapping[str, object]
 ) -> str:
     data = str(origin.get("dataset_source") or "validation rows")
     measured = [
-        EvalResult("text-generation", licences.slug(data), data, name.removeprefix("tuned_"), value, metric_name=name)
+        EvalResult("text-generation", licenses.slug(data), data, name.removeprefix("tuned_"), value, metric_name=name)
         for name, value in figures.items()
         if name.startswith("tuned_") and isinstance(value, int | float)
     ]
     card = ModelCardData(
         base_model=hub_id or None,
         base_model_relation="finetune" if hub_id else None,
-        **licence,
+        **license,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["lora", "sft", "llm-finetune"],
@@ -110,31 +132,31 @@ def _front_matter(
     return str(card.to_yaml()).strip()
 
 
-def _limits(licence: str, origin: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
-    """Returns what a reader has to know before the model is used."""
+def _limits(license: str, origin: Mapping[str, object], evaluation: Mapping[str, object]) -> list[str]:
+    """Returns limitations of the model and warnings about licenses."""
     notes = [
-        "It was trained and measured on the data above and may be wrong on anything else; figures without an interval "
-        "are of one run.",
-        "The adapter changes what the base model says, not what it knows: its faults and biases are still there.",
+        "The model was trained and evaluated on the data above; other inputs are not covered. Metrics without an "
+        "interval are of one run.",
+        "Errors and biases of the base model remain.",
     ]
     if not evaluation:
-        notes.append("It was not evaluated.")
-    data_licence = str(origin.get("dataset_licence") or "unknown")
-    for of, named in (("base model", licence), *(("data", name) for name in data_licence.split(" and "))):
-        if named.lower() in UNNAMED:
-            notes.append(f"**The licence of the {of} isn't known**: find out whether you may use and serve the result.")
+        notes.append("The model was not evaluated.")
+    data_license = str(origin.get("dataset_licence") or "unknown")
+    for of, named in (("base model", license), *(("data", name) for name in data_license.split(" and "))):
+        if named.lower() in UNKNOWN_LICENSES:
+            notes.append(f"**The license of the {of} is unknown**: check whether you may use and serve this model.")
         elif NONCOMMERCIAL.search(named.lower()):
-            notes.append(f"**The licence of the {of} ({cell(named)}) forbids commercial use**, of this model too.")
-        elif named.lower().startswith(OWN_TERMS):
+            notes.append(f"**The license of the {of} ({cell(named)}) forbids commercial use**, also of this model.")
+        elif named.lower().startswith(CUSTOM_TERMS):
             notes.append(
-                f"**The licence of the {of} ({cell(named)}) has terms of its own** on use, naming and passing on; "
-                "they hold for this model too."
+                f"**The license of the {of} ({cell(named)}) has special terms** for use, naming and distribution, "
+                "which also apply to this model."
             )
     return notes
 
 
 def _hub_id(name: str, model_config: Path) -> str:
-    """Returns the base model's id on the Hub: its name or, for a folder, the one that the folder's card names."""
+    """Returns the Hub id of the base model: its name or, for a folder, the id in the folder's model card."""
     if name.count("/") == 1 and not name.startswith("/"):
         return name
     card = model_config / "README.md"
@@ -143,7 +165,7 @@ def _hub_id(name: str, model_config: Path) -> str:
 
 
 def _figures(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is a figure or a word, without lineage."""
+    """Returns the numbers and texts of metadata, without lineage."""
     plain = {name: value for name, value in metadata.items() if isinstance(value, int | float | str)}
     return {name: value for name, value in plain.items() if name not in LINEAGE and value != ""}
 

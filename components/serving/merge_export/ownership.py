@@ -1,89 +1,100 @@
-"""Whose files lie where a model is exported to: ours are those that a manifest of an earlier export names."""
+"""Distinguishes files of an earlier export, which its manifest lists, from other files at a location."""
 
 import json
 from collections.abc import Collection
 from fnmatch import fnmatch
-from typing import Any
+from typing import TypedDict
 
-from llm_finetune.components.serving.merge_export.layout import ADAPTER, WEIGHTS, leftovers
+from llm_finetune.components.serving.merge_export.layout import ADAPTER_FILES, WEIGHT_PATTERNS, stale_weights
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.base_model import SMALL_FILES
 
 MANIFEST = "manifest.json"
 OVERWRITE = "merge_export: {export_overwrite: true}"
-SHOWN = 5
+MAX_SHOWN = 5
 
-Files = dict[str, dict[str, Any]]
+
+class FileInfo(TypedDict):
+    """A file in a manifest."""
+
+    size: int
+    sha256: str
+
+
+Files = dict[str, FileInfo]
 
 
 def manifest(files: Files) -> bytes:
     """Returns the manifest of an export.
 
     Args:
-        files: Size and SHA-256 sum by name.
+        files: Size and SHA-256 checksum by name.
     """
-    whole = {"files": files, "size": sum(file["size"] for file in files.values())}
-    return json.dumps(whole, indent=2).encode()
+    content = {"files": files, "size": sum(file["size"] for file in files.values())}
+    return json.dumps(content, indent=2).encode()
 
 
-def named(content: bytes | None) -> set[str] | None:
-    """Returns the names in a manifest; None if there is none, or it can't be one that this card wrote.
+def files_in_manifest(content: bytes | None) -> set[str] | None:
+    """Returns the names in a manifest; None if there is no manifest or it is not one of this card.
 
-    It decides what is removed, so a single name that this card does not write makes all of it worthless.
+    The names may be deleted, so a manifest with a name that this card never writes is rejected as a whole.
 
     Args:
-        content: The manifest's bytes.
+        content: The bytes of the manifest; None if there is none.
     """
     try:
         files = json.loads(content or b"")["files"]
-        whole = all(type(file["size"]) is int and len(file["sha256"]) == 64 for file in files.values())
+        valid = all(type(file["size"]) is int and len(file["sha256"]) == 64 for file in files.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return set(files) if whole and all(map(may_be_ours, files)) else None
+    return set(files) if valid and all(map(is_export_file_name, files)) else None
 
 
-def may_be_ours(name: str) -> bool:
-    """Tells whether a name is one that an export can have: a model's files, in the folder itself or in `adapter/`."""
+def is_export_file_name(name: str) -> bool:
+    """Returns whether an export may write a file of this name: model files, in the folder or in `adapter/`."""
     file = name.removeprefix("adapter/")
-    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHTS, *ADAPTER, *SMALL_FILES))
+    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHT_PATTERNS, *ADAPTER_FILES, *SMALL_FILES))
 
 
-def refuse_others(place: str, present: Collection[str], ours: set[str] | None, overwrite: bool) -> None:
-    """Refuses a place that isn't empty and not ours, and one where a server would load files of others.
+def refuse_foreign_files(place: str, present: Collection[str], own: set[str] | None, overwrite: bool) -> None:
+    """Refuses a location with files of unknown origin, or with other files that a server would load.
 
     Args:
         place: The setting and its value, for the message.
-        present: Names of files there; without a manifest, some of them are enough.
-        ours: Names of our own; None if nothing says that an export of ours lies there.
-        overwrite: Whether files of others are no reason to refuse.
+        present: Names of files at the location; without a manifest, some of them.
+        own: Names of files of an earlier export; None without a manifest.
+        overwrite: Whether other files are allowed.
 
     Raises:
-        UserError: Naming some of the files, and the ways on.
+        UserError: With some of the names, and the possible fixes.
     """
-    others = sorted(present) if ours is None else leftovers(present, ours)
+    others = sorted(present) if own is None else stale_weights(present, own)
     if overwrite or not others:
         return
-    shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
-    if ours is None:
-        damaged = f" (its {MANIFEST} is damaged, or not of this card)" if MANIFEST in present else ""
-        what = f"holds files that are not of an earlier export{damaged}: {shown}"
+    shown = ", ".join(others[:MAX_SHOWN]) + (", …" if len(others) > MAX_SHOWN else "")
+    if own is None:
+        damaged = f" (its {MANIFEST} is invalid or not of this card)" if MANIFEST in present else ""
+        what = f"has files that are not of an earlier export{damaged}: {shown}"
     else:
-        what = f"holds, beside an earlier export, files that are not of it and that a server would load: {shown}"
+        what = f"has an earlier export and other files, which a server would load: {shown}"
     raise UserError(
-        f"{place} {what}. Give an empty place, or move them away; to write there all the same, set `{OVERWRITE}` in "
-        "the recipe: files of the same names are replaced, all others stay. (An older version of this suite wrote no "
-        "manifest to the Hub, and none where an export broke off: its files count as those of others)"
+        f"{place} {what}. Use an empty location, or move these files; to write there anyway, set `{OVERWRITE}` in "
+        "the recipe: files of the same names are replaced, all others are kept. (Version 0.1 wrote no manifest to the "
+        "Hub, and none for an interrupted export: its files count as other files)"
     )
 
 
-def beside(present: Collection[str], files: Collection[str], ours: Collection[str]) -> None:
-    """Warns of files of others that a server would load beside or instead of the new model's.
+def warn_of_foreign_weights(present: Collection[str], files: Collection[str], own: Collection[str]) -> None:
+    """Prints a warning about other weights that a server would load together with the new model.
 
     Args:
-        present: Names of files there.
-        files: Names of the new model's.
-        ours: Names of an earlier export's.
+        present: Names of files at the location.
+        files: Names of files of the new model.
+        own: Names of files of an earlier export.
     """
-    others = leftovers(present, {*files, *ours})
+    others = stale_weights(present, {*files, *own})
     if others:
-        print(f"warning: beside the exported model lie weights that are not its own: {', '.join(others)}", flush=True)
+        print(
+            f"warning: the location also has weights that are not of the exported model: {', '.join(others)}",
+            flush=True,
+        )

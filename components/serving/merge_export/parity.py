@@ -1,4 +1,4 @@
-"""How far two models' answers to the same rows are apart."""
+"""Compares the predictions of two models on the same rows."""
 
 import json
 from collections.abc import Iterator
@@ -16,42 +16,42 @@ from llm_finetune.components.shared.modeling.losses import IGNORED, by_length, c
 ROWS_FILE = "parity_prompts.json"
 Rows = list[dict[str, list[int]]]
 KEPT_PER_ROW = 16
-"""Positions per row whose logits are kept for the comparison: 16 rows of a 128k vocabulary take 0.13 GB."""
+"""Positions per row whose logits are compared: 16 rows with a 128k vocabulary need 0.13 GB."""
 TOKENS_AT_ONCE = 2048
-"""Tokens per batch, padding included: activations of an 8 B model stay under half a GB."""
+"""Tokens per batch, padding included: activations of an 8B model need less than 0.5 GB."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model says at the labelled positions of the rows.
+class Predictions:
+    """Predictions of a model at the labelled positions of the rows.
 
     Attributes:
         loss: Σ nll / Σ tokens, in nats.
-        tokens: Labelled positions.
-        top: Most likely token at each of them.
-        logits: Logits at the first positions of every row, float32 `[positions, vocabulary]`.
-        largest: Largest absolute value that a layer took or gave.
+        tokens: Number of labelled positions.
+        top_tokens: Most likely token at each of them, `[positions]`.
+        logits: Logits at the first positions of each row, float32 `[positions, vocabulary]`.
+        max_activation: Largest absolute value of the inputs and outputs of all layers.
     """
 
     loss: float
     tokens: int
-    top: torch.Tensor
+    top_tokens: torch.Tensor
     logits: torch.Tensor
-    largest: float
+    max_activation: float
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How a merged model differs from the adapter on its base.
+    """Differences between a merged model and the adapter on its base.
 
     Attributes:
-        parity_rows: Rows compared.
-        parity_tokens: Labelled tokens in them.
+        parity_rows: Number of compared rows.
+        parity_tokens: Number of their labelled tokens.
         adapter_loss: Loss per labelled token of the adapter on its base in float32, in nats.
-        merged_loss: The same for the merged model, read from its files in their own precision.
-        loss_difference: Merged minus adapter.
-        agreement: Share of the labelled positions where both find the same token most likely.
-        max_logit_difference: Largest difference of a logit.
+        merged_loss: Loss per labelled token of the merged model as stored, in nats.
+        loss_difference: merged_loss - adapter_loss.
+        agreement: Fraction of the labelled positions with the same most likely token.
+        max_logit_difference: Largest absolute difference of a logit.
     """
 
     parity_rows: int
@@ -62,8 +62,8 @@ class Parity:
     agreement: float
     max_logit_difference: float
 
-    def short(self) -> str:
-        """Returns the figures in a few words."""
+    def summary(self) -> str:
+        """Returns loss and agreement as text."""
         return (
             f"loss {self.merged_loss:.4f} against the adapter's {self.adapter_loss:.4f} ({self.loss_difference:+.2g}), "
             f"the same most likely token on {self.agreement:.1%}"
@@ -71,19 +71,19 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """How far a merged model may be from the adapter.
+class Tolerances:
+    """Maximum differences between a merged model and the adapter.
 
     Attributes:
-        loss_tolerance: Largest difference of the loss, in nats per token.
-        min_agreement: Least share of positions with the same most likely token.
+        loss_tolerance: Maximum absolute difference of the loss, in nats per token.
+        min_agreement: Minimum fraction of positions with the same most likely token.
     """
 
     loss_tolerance: float
     min_agreement: float
 
-    def broken_by(self, parity: Parity) -> str:
-        """Returns the figures if one is out of bounds or not finite, else nothing."""
+    def violation(self, parity: Parity) -> str:
+        """Returns a message if a difference exceeds its maximum or is not finite, else an empty string."""
         if abs(parity.loss_difference) <= self.loss_tolerance and parity.agreement >= self.min_agreement:
             return ""
         return (
@@ -95,7 +95,7 @@ class Bounds:
 
 
 def parity_rows(ft_result: str | Path) -> Rows:
-    """Reads the validation rows that the training left beside its adapter.
+    """Reads the validation rows that Fine-Tune LoRA has stored with the adapter.
 
     Args:
         ft_result: Folder of the adapter.
@@ -108,25 +108,25 @@ def parity_rows(ft_result: str | Path) -> Rows:
     usable = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
     if not usable:
         raise UserError(
-            f"{ft_result} holds no {ROWS_FILE} with labelled rows, so the merged model could not be compared with the "
-            "adapter: give the ft_result of Fine-Tune LoRA"
+            f"{ft_result} has no {ROWS_FILE} with labelled rows, which the comparison of merged model and adapter "
+            "needs: pass the ft_result of Fine-Tune LoRA"
         )
     return usable
 
 
-def answers(model: Any, rows: Rows, device: str) -> Answers:
-    """Runs the rows through a model, in few batches: each of them may have to read all weights from their files.
+def predict(model: Any, rows: Rows, device: str) -> Predictions:
+    """Runs a model on the rows, in few batches, because each batch may read all weights from their files.
 
     Args:
         model: A causal language model, with or without an adapter.
-        rows: `input_ids` and `labels`.
-        device: Where it computes.
+        rows: Rows with `input_ids` and `labels`.
+        device: Device of the computation.
 
     Returns:
-        Its loss, its most likely tokens, some of its logits and how large its activations become.
+        The predictions.
     """
     total, top, logits = 0.0, [], []
-    with torch.inference_mode(), _watched(model, device) as largest:
+    with torch.inference_mode(), _record_max_activation(model, device) as max_activation:
         for group in by_length([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE):
             here, targets, owner = completion_logits(model, padded([rows[index] for index in group], device))
             total += float(nn.functional.cross_entropy(here, targets, reduction="none").double().sum())
@@ -134,21 +134,21 @@ def answers(model: Any, rows: Rows, device: str) -> Answers:
             firsts = [(owner == row).nonzero()[:KEPT_PER_ROW, 0] for row in range(len(group))]
             logits.append(here[torch.cat(firsts)].cpu())
     tokens = sum(len(part) for part in top)
-    return Answers(total / tokens, tokens, torch.cat(top), torch.cat(logits), float(largest))
+    return Predictions(total / tokens, tokens, torch.cat(top), torch.cat(logits), float(max_activation))
 
 
 @contextmanager
-def _watched(model: Any, device: str) -> Iterator[torch.Tensor]:
-    """Gives the largest absolute value, so far, of what the model's layers take and give."""
+def _record_max_activation(model: Any, device: str) -> Iterator[torch.Tensor]:
+    """Yields a scalar tensor with the largest absolute value of the inputs and outputs of all layers so far."""
     largest = torch.zeros((), device=device)
 
-    def look(_: nn.Module, taken: tuple[Any, ...], given: Any) -> None:
-        for value in (*taken[:1], given[0] if isinstance(given, tuple) and given else given):
+    def update(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        for value in (*inputs[:1], output[0] if isinstance(output, tuple) and output else output):
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
                 for bound in value.aminmax():
                     torch.maximum(largest, bound.abs().to(largest), out=largest)
 
-    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    hooks = [module.register_forward_hook(update) for module in model.modules()]
     try:
         yield largest
     finally:
@@ -156,12 +156,12 @@ def _watched(model: Any, device: str) -> Iterator[torch.Tensor]:
             hook.remove()
 
 
-def compare(adapter: Answers, merged: Answers, rows: int) -> Parity:
-    """Compares the answers to the same rows.
+def compare(adapter: Predictions, merged: Predictions, rows: int) -> Parity:
+    """Compares predictions on the same rows.
 
     Args:
-        adapter: Of the adapter on its base.
-        merged: Of the merged model.
+        adapter: Predictions of the adapter on its base.
+        merged: Predictions of the merged model.
         rows: Number of rows.
 
     Returns:
@@ -173,6 +173,6 @@ def compare(adapter: Answers, merged: Answers, rows: int) -> Parity:
         adapter_loss=adapter.loss,
         merged_loss=merged.loss,
         loss_difference=merged.loss - adapter.loss,
-        agreement=float((adapter.top == merged.top).double().mean()),
+        agreement=float((adapter.top_tokens == merged.top_tokens).double().mean()),
         max_logit_difference=float((adapter.logits - merged.logits).abs().max()),
     )

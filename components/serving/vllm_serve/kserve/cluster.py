@@ -1,4 +1,4 @@
-"""The Kubernetes API as the card uses it: one connection, readable refusals, patience with a server that restarts."""
+"""Client of the Kubernetes API for one namespace, with retries and readable errors."""
 
 import contextlib
 import tempfile
@@ -11,39 +11,39 @@ import urllib3
 from kubernetes import client, dynamic, watch
 from kubernetes.dynamic.exceptions import NotFoundError, ResourceNotFoundError
 
+from llm_finetune.components.serving.vllm_serve.kserve.manifests import Manifest
 from llm_finetune.components.shared import kubernetes_api
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.kubernetes_api import Refused
+from llm_finetune.components.shared.kubernetes_api import ApiError
 
-__all__ = ["MANAGER", "Cluster", "Manifest", "Refused"]
+__all__ = ["MANAGER", "ApiError", "Cluster", "Manifest"]
 
 MANAGER = "llm-finetune"
 TIMEOUT = 30.0
 
-Manifest = dict[str, Any]
 Result = TypeVar("Result")
 
 
 class Cluster:
     """A namespace of a Kubernetes cluster."""
 
-    def __init__(self, namespace: str = "", pause: float = 0.5) -> None:
-        """Connects with the pod's service account, or with the kubeconfig outside a cluster.
+    def __init__(self, namespace: str = "", retry_delay: float = 0.5) -> None:
+        """Connects with the service account of the pod or, outside a cluster, with the kubeconfig.
 
         Args:
-            namespace: The namespace; empty takes the pod's own, or that of the kubeconfig's context.
-            pause: Seconds before the second try of a request that the API could not take; doubled each time, up to
-                sixteen times as long, twelve tries.
+            namespace: The namespace; empty for the namespace of the pod or of the kubeconfig's context.
+            retry_delay: Seconds before the first retry of a request; doubled for each retry up to a factor of 16, for
+                at most 12 retries.
 
         Raises:
-            UserError: If there is neither a service account nor a kubeconfig, or the API does not answer.
+            UserError: If there is neither a service account nor a kubeconfig, or the API is unreachable.
         """
-        self._client, own = kubernetes_api.connect(pause)
-        self.namespace, self.pause = namespace or own, pause
-        # A cache of its own: the default one, in /tmp by host name, would remember a KServe that has been upgraded.
+        self._client, own = kubernetes_api.connect(retry_delay)
+        self.namespace, self.retry_delay = namespace or own, retry_delay
+        # The default cache, in /tmp by host name, may hold the resources of an older KServe.
         cache = Path(tempfile.mkdtemp(prefix="discovery-")) / "cache.json"
         self._dynamic = self._call(
-            "looking at the API", lambda: dynamic.DynamicClient(self._client, cache_file=str(cache))
+            "discovering API resources", lambda: dynamic.DynamicClient(self._client, cache_file=str(cache))
         )
         self._core, self._access = client.CoreV1Api(self._client), client.AuthorizationV1Api(self._client)
 
@@ -56,29 +56,29 @@ class Cluster:
         return None
 
     def list(self, api_version: str, kind: str, labels: str = "", fields: str = "") -> list[Manifest]:
-        """Returns the objects of the namespace (all of them, for a kind without namespaces) that fit the selectors."""
+        """Returns the objects in the namespace (of a cluster-scoped kind: all) that match the selectors."""
         resource, selectors = self._resource(api_version, kind), {"label_selector": labels, "field_selector": fields}
-        chosen = {name: value for name, value in selectors.items() if value}
-        read = lambda: resource.get(namespace=self.namespace, _request_timeout=TIMEOUT, **chosen)  # noqa: E731
+        given = {name: value for name, value in selectors.items() if value}
+        read = lambda: resource.get(namespace=self.namespace, _request_timeout=TIMEOUT, **given)  # noqa: E731
         return list(self._call(f"listing {resource.name}", read).to_dict().get("items", []))
 
-    def knows(self, api_version: str, kind: str) -> bool:
-        """Tells whether the API serves a kind."""
+    def serves(self, api_version: str, kind: str) -> bool:
+        """Returns whether the API serves a kind."""
         try:
-            self._call("looking at the API", lambda: self._discovered(api_version, kind))
+            self._call("discovering API resources", lambda: self._discovered(api_version, kind))
         except (ResourceNotFoundError, NotFoundError):
             return False
         return True
 
-    def groups(self) -> set[str]:
-        """Returns the names of the API's groups."""
-        return set(self._call("looking at the API", lambda: self._dynamic.resources.api_groups))
+    def api_groups(self) -> set[str]:
+        """Returns the names of the API groups."""
+        return set(self._call("discovering API resources", lambda: self._dynamic.resources.api_groups))
 
     def schema(self, group: str, version: str, kind: str) -> Manifest:
-        """Returns the OpenAPI schema that the API publishes of a kind; anybody who is logged in may read it.
+        """Returns the published OpenAPI schema of a kind, which every authenticated user can read; empty if unknown.
 
         Raises:
-            Refused: If it publishes none.
+            ApiError: If the API publishes no document for the group.
         """
         path = f"/openapi/v3/apis/{group}/{version}"
         document = self._call(
@@ -94,26 +94,26 @@ class Cluster:
                 return dict(schema)
         return {}
 
-    def may(self, verb: str, group: str, resource: str, subresource: str = "", namespaced: bool = True) -> bool:
-        """Asks the API whether this identity may do something."""
+    def is_allowed(self, verb: str, group: str, resource: str, subresource: str = "", namespaced: bool = True) -> bool:
+        """Returns whether this identity has a permission (SelfSubjectAccessReview)."""
         attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
         attributes |= {"namespace": self.namespace} if namespaced else {}
         body = {"spec": {"resourceAttributes": attributes}}
         review = self._call(
-            "asking for our rights",
+            "checking permissions",
             lambda: self._access.create_self_subject_access_review(body, _request_timeout=TIMEOUT),
         )
         return bool(review.status.allowed)
 
     def apply(self, manifest: Manifest, dry_run: bool = False) -> Manifest:
-        """Applies an object server-side as our field manager; fields that others own are never taken from them.
+        """Applies an object with server-side apply, without taking over fields of other managers.
 
         Args:
-            manifest: The fields to own; a `metadata.resourceVersion` makes it fail if the object has changed since.
-            dry_run: Only let the API and its webhooks check it.
+            manifest: The fields to own; with `metadata.resourceVersion`, a changed object is a conflict.
+            dry_run: Whether the API and its webhooks only validate the manifest.
 
         Raises:
-            UserError: If another manager owns a field that the manifest sets, or the API refuses the object.
+            UserError: If another manager owns a field of the manifest, or the API rejects the object.
         """
         resource = self._resource(manifest["apiVersion"], manifest["kind"])
         name, kind = manifest["metadata"]["name"], manifest["kind"]
@@ -126,64 +126,64 @@ class Cluster:
                     _request_timeout=TIMEOUT, **options,
                 ),
             )  # fmt: skip
-        except Refused as refused:
-            if not refused.conflicts:
+        except ApiError as error:
+            if not error.conflicts:
                 raise
-            fields = "; ".join(f"{owner!r} owns {field}" for field, owner in refused.conflicts)
-            told = UserError(
-                f"{kind} {self.namespace}/{name}: another manager owns fields that this card sets: {fields}. Let one "
-                "of the two manage them (Argo CD: ignoreDifferences on spec), or give another `deployment_name`"
-            )
-            raise told from None
+            fields = "; ".join(f"{owner!r} owns {field}" for field, owner in error.conflicts)
+            raise UserError(
+                f"{kind} {self.namespace}/{name}: another manager owns fields that this card sets: {fields}. Let only "
+                "one of them manage these (Argo CD: ignoreDifferences on spec), or use another `deployment_name`"
+            ) from None
         return dict(applied.to_dict())
 
-    def apply_over(self, manifest: Manifest, seen: Manifest | None) -> Manifest:
-        """Applies to an object as it was seen: somebody's change of its spec in between is not overwritten.
+    def apply_if_unchanged(self, manifest: Manifest, seen: Manifest | None) -> Manifest:
+        """Applies a manifest unless the spec of the object has changed since it was read.
 
         Args:
             manifest: The fields to own.
-            seen: The object as it was read; None if it did not exist.
+            seen: The object as read before; None if it did not exist.
 
         Raises:
-            UserError: If its spec has changed since, besides what `apply` raises.
+            UserError: If the spec has changed, or for any reason of `apply`.
         """
-        name, told = manifest["metadata"]["name"], f"{manifest['kind']} {manifest['metadata']['name']}"
+        name = manifest["metadata"]["name"]
         for _ in range(5):
             if seen is None:
                 return self.apply(manifest)
             locked = manifest["metadata"] | {"resourceVersion": seen["metadata"]["resourceVersion"]}
             try:
                 return self.apply(manifest | {"metadata": locked})
-            except Refused as refused:
-                if refused.status != 409:
+            except ApiError as error:
+                if error.status != 409:
                     raise
             now = self.get(manifest["apiVersion"], manifest["kind"], name)
-            if now is not None and "spec" in manifest and _holds(now["spec"], manifest["spec"]):
-                return now  # An answer that got lost: it was applied the first time.
+            if now is not None and "spec" in manifest and _contains(now["spec"], manifest["spec"]):
+                return now  # Applied by an earlier attempt whose response was lost.
             if now is None or now["spec"] != seen["spec"]:
                 break
-            seen = now  # Its status alone has changed.
+            seen = now  # Only the status has changed.
         raise UserError(
-            f"{told} was changed by someone else in this moment, and was not overwritten. Run the card again"
+            f"{manifest['kind']} {name} was changed by another client at the same time and not overwritten. Run the "
+            "card again"
         )
 
     def delete(self, api_version: str, kind: str, name: str) -> None:
-        """Deletes an object with all that it owns; an absent one is fine."""
+        """Deletes an object and its dependents, if it exists."""
         resource = self._resource(api_version, kind)
-        gone = lambda: resource.delete(  # noqa: E731
+        delete = lambda: resource.delete(  # noqa: E731
             name=name, namespace=self.namespace, propagation_policy="Foreground", _request_timeout=TIMEOUT
         )
         with contextlib.suppress(NotFoundError):
-            self._call(f"deleting {kind} {name}", gone)
+            self._call(f"deleting {kind} {name}", delete)
 
-    def changed(self, manifest: Manifest, seconds: float) -> None:
-        """Returns when an object changes, at the latest after so many seconds.
+    def wait_for_change(self, manifest: Manifest, seconds: float) -> None:
+        """Waits until an object changes, or for the given time.
 
-        The watch only saves time: whoever waits reads everything again. So one that has expired (410), breaks off or
-        is forbidden is no failure, and the time is waited out.
+        The watch only shortens the wait: callers read the objects again. If it has expired (410), is interrupted or is
+        forbidden, the full time is waited.
         """
-        began, resource = time.monotonic(), self._resource(manifest["apiVersion"], manifest["kind"])
-        if seconds < 1:  # Shorter than the API's shortest watch.
+        started, resource = time.monotonic(), self._resource(manifest["apiVersion"], manifest["kind"])
+        if seconds < 1:  # The shortest watch of the API.
             time.sleep(seconds)
             return
         try:
@@ -197,15 +197,15 @@ class Cluster:
                 _request_timeout=seconds + TIMEOUT,
             )
             for _ in stream:
-                # What follows a change follows soon: pods and Deployment are read a little after it.
-                seconds = min(seconds, time.monotonic() - began + self.pause)
+                # Pods and Deployment change shortly after the InferenceService.
+                seconds = min(seconds, time.monotonic() - started + self.retry_delay)
                 break
         except (client.ApiException, urllib3.exceptions.HTTPError):
             pass
-        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        time.sleep(max(0.0, started + seconds - time.monotonic()))
 
     def log(self, pod: str, container: str, lines: int = 20, previous: bool = False) -> str:
-        """Returns the last lines of a container's log, or why there are none."""
+        """Returns the last lines of a container's log, or why it cannot be read."""
         try:
             return str(
                 self._core.read_namespaced_pod_log(
@@ -219,34 +219,33 @@ class Cluster:
             return f"(no log: {error})"
 
     def _call(self, doing: str, call: Callable[[], Result]) -> Result:
-        """Turns what the API or the network refuses into a readable error; an absent object stays what it is."""
+        """Converts errors of API and network to a UserError, except for those about a missing object or kind."""
         try:
             return call()
         except (NotFoundError, ResourceNotFoundError):
             raise
         except client.ApiException as error:
-            raise Refused(doing, error) from None
+            raise ApiError(doing, error) from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            # The discovery client tells of an unreachable plain-http server with a ValueError.
-            raise UserError(f"{doing}: the Kubernetes API does not answer: {error}") from None
+            # The discovery client raises ValueError for an unreachable http:// server.
+            raise UserError(f"{doing}: the Kubernetes API is unreachable: {error}") from None
 
     def _discovered(self, api_version: str, kind: str) -> Any:
-        # Without the prefix, a search for a core kind would read every group that has a v1.
+        # Without the prefix, the search for a core kind reads every API group with a v1.
         prefix = "apis" if "/" in api_version else "api"
         return self._dynamic.resources.get(prefix=prefix, api_version=api_version, kind=kind)
 
     def _resource(self, api_version: str, kind: str) -> Any:
         try:
-            return self._call("looking at the API", lambda: self._discovered(api_version, kind))
+            return self._call("discovering API resources", lambda: self._discovered(api_version, kind))
         except (ResourceNotFoundError, NotFoundError):
             raise UserError(
-                f"the cluster knows no {kind} of {api_version}. Install KServe (0.15 or newer), or use "
-                "target = manifest"
+                f"the cluster has no {kind} of {api_version}. Install KServe (0.15 or newer), or use target = manifest"
             ) from None
 
 
-def _holds(whole: Any, part: Any) -> bool:
-    """Tells whether every field of a manifest has its value in an object."""
+def _contains(whole: object, part: object) -> bool:
+    """Returns whether an object has all fields of a manifest, with the same values."""
     if isinstance(whole, dict) and isinstance(part, dict):
-        return all(name in whole and _holds(whole[name], value) for name, value in part.items())
+        return all(name in whole and _contains(whole[name], value) for name, value in part.items())
     return bool(whole == part)

@@ -1,210 +1,210 @@
-"""Reads from the objects of a rollout why it does not go on, and whether waiting longer can help.
+"""Diagnoses a rollout that makes no progress, from the status of its objects.
 
-One function per kind of object; each finding says how long it may last before the deployment is given up:
+One function per kind of object. Each finding has a time after which the rollout fails:
 
-| signal | action |
+| status | action |
 |---|---|
-| the InferenceService is InvalidSpec or BlockedByFailedLoad | give up when seen twice |
-| image cannot be pulled, container cannot be configured | give up after `image` seconds |
-| storage initializer failed | give up at once, with its last words |
-| server killed for memory, or crashed three times | give up at once, with the end of its log |
-| pods cannot be made (quota, admission) | give up at once |
-| no node for the pod | wait `unschedulable` seconds; give up at once when the autoscaler says that it cannot help |
-| progress deadline exceeded | wait: Kubernetes goes on, and so does a large model |
+| InferenceService is InvalidSpec or BlockedByFailedLoad | fail at the second observation |
+| image cannot be pulled, or container cannot be configured | fail after `image_pull` seconds |
+| storage initializer failed | fail at once, with its termination message |
+| server was OOMKilled, or has crashed three times | fail at once, with the end of its log |
+| pods cannot be created (quota, admission) | fail at once |
+| pod is unschedulable | fail after `unschedulable` seconds, or at once if the autoscaler will not add a node |
+| progress deadline exceeded | wait: the Deployment continues, and large models are slow to load |
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Object = Mapping[str, Any]
+from llm_finetune.components.serving.vllm_serve.kserve.manifests import Manifest
 
 INIT, SERVER = "storage-initializer", "kserve-container"
 IMAGE_REASONS = (
     "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError",
     "CreateContainerError",
 )  # fmt: skip
-KNOWN_WORDS = {
-    "CUDA out of memory": "the model does not fit the GPU: lower max_model_len or gpu_memory_utilization, or take more "
+KNOWN_ERRORS = {
+    "CUDA out of memory": "the model does not fit on the GPU: lower max_model_len or gpu_memory_utilization, or add "
     "accelerators",
     "larger than the maximum number of tokens that can be stored in KV cache": "lower max_model_len",
     "KV cache is needed": "lower max_model_len",
-    "derived max_model_len": "max_model_len is longer than the model's own; lower it, or leave it 0",
-    "unrecognized arguments": "the runtime's vLLM does not know a flag; take the image of manifests/base",
-    "trust_remote_code": "the model brings its own code, which is never run",
+    "derived max_model_len": "max_model_len exceeds the model's maximum; lower it, or set it to 0",
+    "unrecognized arguments": "the vLLM of the runtime does not support a flag; use the image of manifests/base",
+    "trust_remote_code": "the model needs custom code (trust_remote_code), which is never executed",
     "NoCredentials": "the service account has no secret with the store's keys",
     "Unable to locate credentials": "the service account has no secret with the store's keys",
-    "AccessDenied": "the keys may not read the model's folder",
-    "HeadBucket": "KServe 0.18 and later asks for s3:ListBucket on the whole bucket; allow it",
-    "403": "the store's keys are refused, or may not list the bucket",
-    "NoSuchBucket": "the bucket does not exist at this endpoint; see storage_endpoint",
+    "AccessDenied": "the keys have no read access to the model's folder",
+    "HeadBucket": "KServe 0.18 and later needs s3:ListBucket on the bucket",
+    "403": "the store rejects the keys, or they have no permission to list the bucket",
+    "NoSuchBucket": "the bucket does not exist at this endpoint; check storage_endpoint",
     "No space left": "the pod's disk is too small for the model",
 }
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long to wait for what, in seconds.
+class Timeouts:
+    """Timeouts and intervals of a rollout, in seconds.
 
     Attributes:
-        ready: For the whole rollout.
-        poll: Between two looks.
-        image: For an image that cannot be pulled.
-        unschedulable: For a node.
-        settle: For KServe to take up a change, and for routes to follow.
-        gone: For a deletion.
-        pause: Before the second try of a request to the API.
+        ready: Timeout of the whole rollout.
+        poll: Polling interval.
+        image_pull: Timeout of an image pull that fails.
+        unschedulable: Timeout of an unschedulable pod.
+        settle: Time for KServe to reconcile a change, and for routes to be updated.
+        deletion: Timeout of a deletion.
+        retry_delay: Delay before the first retry of an API request.
     """
 
     ready: float = 1800
     poll: float = 2
-    image: float = 180
+    image_pull: float = 180
     unschedulable: float = 1200
     settle: float = 15
-    gone: float = 120
-    pause: float = 0.5
+    deletion: float = 120
+    retry_delay: float = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is in the way.
+    """A problem of a rollout.
 
     Attributes:
-        key: The same for the same trouble at every look.
-        text: For people.
-        seconds: How long it may last; infinite for what waiting may mend.
-        looks: How often it must be seen.
-        pod: Pod whose log tells more.
-        container: Its container.
-        previous: Whether the log is that of the container's last life.
+        key: Identifies the problem across observations.
+        text: Message for the user.
+        tolerated_seconds: Time after which the problem fails the rollout; infinite if it may resolve.
+        min_observations: Number of observations before it fails the rollout.
+        pod: Pod whose log belongs into the message.
+        container: Container of that log.
+        previous: Whether the log of the previous container instance is meant.
     """
 
     key: str
     text: str
-    seconds: float = 0
-    looks: int = 1
+    tolerated_seconds: float = 0
+    min_observations: int = 1
     pod: str = ""
     container: str = ""
     previous: bool = False
 
 
-def findings(
-    service: Object, before: Object | None, workload: Object | None, pods: Sequence[Object], events: Sequence[Object],
-    pace: Pace,
+def diagnose(
+    service: Manifest, before: Manifest | None, workload: Manifest | None, pods: Sequence[Manifest],
+    events: Sequence[Manifest], timeouts: Timeouts,
 ) -> list[Finding]:  # fmt: skip
-    """Returns all that is in the way of a rollout, the gravest first.
+    """Returns the problems of a rollout, the most severe first.
 
     Args:
         service: The InferenceService.
-        before: What it was before the change, whose old failures are not held against the new revision.
-        workload: The Deployment or Knative Revision of the new pods, if there is one.
-        pods: The new pods alone.
+        before: The InferenceService before the change, whose failures do not count.
+        workload: Deployment or Knative Revision of the new pods, if it exists.
+        pods: The new pods.
         events: Their events.
-        pace: How long each kind of trouble may last.
+        timeouts: Timeouts of the rollout.
     """
     found = [*of_workload(workload or {})]
     for pod in pods:
-        found += of_pod(pod, events, pace)
-    found += of_service(service, before, pace)
-    return sorted(found, key=lambda finding: finding.seconds)
+        found += of_pod(pod, events, timeouts)
+    found += of_service(service, before, timeouts)
+    return sorted(found, key=lambda finding: finding.tolerated_seconds)
 
 
-def of_service(service: Object, before: Object | None, pace: Pace) -> Iterator[Finding]:
-    """Yields what KServe says of the model."""
+def of_service(service: Manifest, before: Manifest | None, timeouts: Timeouts) -> Iterator[Finding]:
+    """Yields problems from the model status of the InferenceService."""
     status = _model_status(service)
     if status.get("transitionStatus") not in ("InvalidSpec", "BlockedByFailedLoad"):
         return
     failure = status.get("lastFailureInfo") or {}
-    told = ": ".join(filter(None, [failure.get("reason"), failure.get("message")])) or status["transitionStatus"]
-    # The status of an earlier revision stays until KServe has looked at the new one.
+    message = ": ".join(filter(None, [failure.get("reason"), failure.get("message")])) or status["transitionStatus"]
+    # Until KServe has reconciled the new revision, the status is that of the previous one.
     stale = before is not None and _model_status(before) == status
-    # A runtime that was applied a moment ago may not be in the controller's cache yet.
+    # A ServingRuntime that was just applied may not be in the controller's cache yet.
     early = failure.get("reason") == "RuntimeNotRecognized"
-    yield Finding("model", f"KServe: {told}{hint(told)}", 2 * pace.settle if stale or early else 0, looks=2)
+    tolerated = 2 * timeouts.settle if stale or early else 0
+    yield Finding("model", f"KServe: {message}{hint(message)}", tolerated, min_observations=2)
 
 
-def of_workload(workload: Object) -> Iterator[Finding]:
-    """Yields what a Deployment or a Knative Revision says."""
+def of_workload(workload: Manifest) -> Iterator[Finding]:
+    """Yields problems from the conditions of a Deployment or Knative Revision."""
     for condition in (workload.get("status") or {}).get("conditions") or []:
-        told = f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
+        message = f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             quota = ". Raise the quota, or lower gpu_count, cpu, memory, replicas or max_surge"
-            yield Finding("pods", f"pods cannot be made: {told}{quota if 'quota' in told else ''}")
+            yield Finding("pods", f"pods cannot be created: {message}{quota if 'quota' in message else ''}")
         elif condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
-            yield Finding("progress", f"slow: {told}", math.inf)
+            yield Finding("progress", f"slow rollout: {message}", math.inf)
         elif condition["type"] == "ResourcesAvailable" and condition["status"] == "False":
-            fatal = "quota" in told or "forbidden" in told
-            yield Finding("pods", f"pods cannot be made: {told}", 0 if fatal else math.inf)
+            fatal = "quota" in message or "forbidden" in message
+            yield Finding("pods", f"pods cannot be created: {message}", 0 if fatal else math.inf)
 
 
-def of_pod(pod: Object, events: Sequence[Object], pace: Pace) -> Iterator[Finding]:
-    """Yields what is wrong with one pod."""
+def of_pod(pod: Manifest, events: Sequence[Manifest], timeouts: Timeouts) -> Iterator[Finding]:
+    """Yields problems of one pod."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            yield _unschedulable(name, condition, events, pace)
+            yield _unschedulable(name, condition, events, timeouts)
     for state in status.get("initContainerStatuses") or []:
-        yield from _of_init(name, state, pace)
+        yield from _of_init(name, state, timeouts)
     for state in status.get("containerStatuses") or []:
-        yield from _of_container(name, state, pace)
+        yield from _of_container(name, state, timeouts)
 
 
-def progress(pods: Sequence[Object]) -> str:
-    """Returns what the pods are doing, in words."""
-    doing = [word for pod in pods if (word := _doing(pod))]
+def progress(pods: Sequence[Manifest]) -> str:
+    """Returns a description of what the pods are doing."""
+    doing = [word for pod in pods if (word := _pod_activity(pod))]
     return ", ".join(sorted(set(doing)))
 
 
 def hint(text: str) -> str:
-    """Returns what a known message asks for."""
-    return next((f" ({meaning})" for words, meaning in KNOWN_WORDS.items() if words.lower() in text.lower()), "")
+    """Returns the fix of a known error in a text, in parentheses; empty for an unknown one."""
+    return next((f" ({meaning})" for words, meaning in KNOWN_ERRORS.items() if words.lower() in text.lower()), "")
 
 
-def _model_status(service: Object) -> dict[str, Any]:
+def _model_status(service: Manifest) -> Manifest:
     return (service.get("status") or {}).get("modelStatus") or {}
 
 
-def _unschedulable(name: str, condition: Object, events: Sequence[Object], pace: Pace) -> Finding:
-    told = condition.get("message") or condition.get("reason") or "no reason given"
+def _unschedulable(name: str, condition: Manifest, events: Sequence[Manifest], timeouts: Timeouts) -> Finding:
+    message = condition.get("message") or condition.get("reason") or "no reason given"
     refused = [
         event.get("message", "")
         for event in events
         if event.get("reason") == "NotTriggerScaleUp" and (event.get("involvedObject") or {}).get("name") == name
     ]
-    ways = (
-        "Free a node, correct gpu_type, gpu_count or node_selector, or set max_surge = 0 if only an update needs room"
+    fix = (
+        "Free a node, correct gpu_type, gpu_count or node_selector, or set max_surge = 0 if an update lacks a spare GPU"
     )
     if refused:
-        return Finding(f"node {name}", f"no node for pod {name}: {told}; the autoscaler: {refused[-1]}. {ways}")
-    text = f"no node for pod {name} yet: {told}. {ways}"
-    return Finding(f"node {name}", text, pace.unschedulable)
+        return Finding(f"node {name}", f"no node for pod {name}: {message}; the autoscaler: {refused[-1]}. {fix}")
+    text = f"no node for pod {name} yet: {message}. {fix}"
+    return Finding(f"node {name}", text, timeouts.unschedulable)
 
 
-def _of_init(pod: str, state: Object, pace: Pace) -> Iterator[Finding]:
-    container, waiting, ended = state["name"], _waiting(state), _ended(state)
+def _of_init(pod: str, state: Manifest, timeouts: Timeouts) -> Iterator[Finding]:
+    container, waiting, ended = state["name"], _waiting(state), _terminated(state)
     if waiting.get("reason") in IMAGE_REASONS:
-        yield _image(pod, container, waiting, pace)
+        yield _image(pod, container, waiting, timeouts)
     elif ended.get("exitCode") or waiting.get("reason") == "CrashLoopBackOff":
-        # KServe lets the initializer's last words become the termination message.
-        words = (ended.get("message") or "").strip()
+        # KServe sets terminationMessagePolicy, so that the end of the log is the termination message.
+        reason = (ended.get("message") or "").strip()
         if ended.get("reason") == "OOMKilled":
-            words = (
-                "killed for memory. Its limit is 1Gi unless the ClusterStorageContainer (or, from KServe 0.20, "
-                "storageContainerName) says more"
+            reason = (
+                "OOMKilled. Its memory limit is 1Gi unless the ClusterStorageContainer (or, from KServe 0.20, "
+                "storageContainerName) sets a higher one"
             )
         restarted = bool((state.get("state") or {}).get("waiting"))
-        text = f"loading the weights failed in {container} of pod {pod}{hint(words)}: {words or 'no message'}"
-        yield Finding(f"weights {pod}", text, pod="" if words else pod, container=container, previous=restarted)
+        text = f"loading the weights failed in {container} of pod {pod}{hint(reason)}: {reason or 'no message'}"
+        yield Finding(f"weights {pod}", text, pod="" if reason else pod, container=container, previous=restarted)
 
 
-def _of_container(pod: str, state: Object, pace: Pace) -> Iterator[Finding]:
-    container, waiting, ended = state["name"], _waiting(state), _ended(state)
+def _of_container(pod: str, state: Manifest, timeouts: Timeouts) -> Iterator[Finding]:
+    container, waiting, ended = state["name"], _waiting(state), _terminated(state)
     restarted = bool((state.get("state") or {}).get("waiting")) or not (state.get("state") or {}).get("terminated")
     if waiting.get("reason") in IMAGE_REASONS:
-        yield _image(pod, container, waiting, pace)
+        yield _image(pod, container, waiting, timeouts)
     elif ended.get("reason") == "OOMKilled":
-        text = f"{container} of pod {pod} was killed for memory; raise `memory`"
+        text = f"{container} of pod {pod} was OOMKilled; raise `memory`"
         yield Finding(f"crash {pod}", text, pod=pod, container=container, previous=restarted)
     elif state.get("restartCount", 0) >= 3 and not state.get("ready"):
         text = f"{container} of pod {pod} has crashed {state['restartCount']} times"
@@ -212,21 +212,21 @@ def _of_container(pod: str, state: Object, pace: Pace) -> Iterator[Finding]:
         yield Finding(f"crash {pod}", text, pod=pod, container=container, previous=restarted)
 
 
-def _image(pod: str, container: str, waiting: Object, pace: Pace) -> Finding:
-    told = ": ".join(filter(None, [waiting["reason"], waiting.get("message")]))
-    return Finding(f"image {pod}", f"{container} of pod {pod} cannot start: {told}", pace.image)
+def _image(pod: str, container: str, waiting: Manifest, timeouts: Timeouts) -> Finding:
+    message = ": ".join(filter(None, [waiting["reason"], waiting.get("message")]))
+    return Finding(f"image {pod}", f"{container} of pod {pod} cannot start: {message}", timeouts.image_pull)
 
 
-def _waiting(state: Object) -> dict[str, Any]:
+def _waiting(state: Manifest) -> Manifest:
     return (state.get("state") or {}).get("waiting") or {}
 
 
-def _ended(state: Object) -> dict[str, Any]:
+def _terminated(state: Manifest) -> Manifest:
     now, last = state.get("state") or {}, state.get("lastState") or {}
     return now.get("terminated") or last.get("terminated") or {}
 
 
-def _doing(pod: Object) -> str:
+def _pod_activity(pod: Manifest) -> str:
     status = pod.get("status") or {}
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or []}
     if conditions.get("Ready") == "True":

@@ -1,89 +1,72 @@
-"""The ServingRuntime and InferenceService that the suite deploys: one place for the cluster and for GitOps."""
+"""Builds the ServingRuntime and the InferenceService, for the cluster and for GitOps."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.modeling.adapters import lora_rank
 
 REVISION = "llm-finetune/revision"
 MODE = "serving.kserve.io/deploymentMode"
-RUNTIME_NAME = "llm-vllm"
+# KServe 0.16 renamed the modes; both spellings are in use.
+MODES = {"RawDeployment": "Standard", "Serverless": "Knative", "Standard": "Standard", "Knative": "Knative"}
+RUNTIME_NAME = Settings().runtime
 IMAGE = "vllm/vllm-openai:v0.24.0"
 PORT = 8080
 MODEL = "/mnt/models"
 ADAPTERS = f"{MODEL}/adapters"
 
 Manifest = dict[str, Any]
+"""A Kubernetes object, or a part of one."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What an InferenceService is made from.
+    """Input of an InferenceService: the card's settings and the model.
 
     Attributes:
-        name: Its name, and the name under which the model is served.
-        namespace: Where it lives; empty leaves the manifest without one.
-        storage_uri: Where the model lies, as KServe writes it.
-        max_batch_tokens: Most tokens that one step of the engine works on.
-        max_model_len: Longest sequence; 0 for the model's own.
-        dtype: `auto` or a type.
-        replicas: Pods, always so many.
-        max_surge: Pods that a rollout may run beside the old ones; 0 ends an old pod first and needs no spare GPU.
-        gpu_type: Resource name of the accelerator.
-        gpu_count: Accelerators per pod; 0 for none.
-        gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
-        cpu: CPU request per pod.
-        memory: Memory request and limit per pod.
-        node_selector: Labels of the nodes to run on.
-        service_account: Account whose secrets reach the model's store.
-        runtime: The ServingRuntime's name.
-        image: vLLM image of the runtime, part of the revision.
-        mode: KServe deployment mode.
+        settings: The card's settings, with namespace, deployment mode and dtype resolved for this cluster and model.
+            With an empty namespace, the manifest has none.
+        storage_uri: storageUri of the model; with adapters, of their base.
         content: Content hash of the model, part of the revision.
-        patience: Seconds that a rollout may take (Knative gives up after them).
-        adapters: LoRA adapters on top of the model: name and storageUri of each.
-        lora_rank: Greatest rank of them.
+        image: vLLM image of the runtime, part of the revision.
+        adapters: Name and storageUri of each LoRA adapter.
+        lora_rank: Largest rank of the adapters.
     """
 
-    name: str
+    settings: Settings
     storage_uri: str
-    namespace: str = ""
-    max_batch_tokens: int = 8192
-    max_model_len: int = 0
-    dtype: str = "auto"
-    replicas: int = 1
-    max_surge: int = 1
-    gpu_type: str = "nvidia.com/gpu"
-    gpu_count: int = 1
-    gpu_memory_utilization: float = 0.9
-    cpu: str = "4"
-    memory: str = "24Gi"
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    service_account: str = "llm-serving"
-    runtime: str = RUNTIME_NAME
-    image: str = IMAGE
-    mode: str = "Standard"
     content: str = ""
-    patience: int = 1800
+    image: str = IMAGE
     adapters: tuple[tuple[str, str], ...] = ()
     lora_rank: int = 16
 
+    @property
+    def name(self) -> str:
+        """Name of the InferenceService."""
+        return self.settings.service_name
+
+    @property
+    def knative(self) -> bool:
+        """Whether it runs in Knative mode."""
+        return MODES.get(self.settings.deployment_mode) == "Knative"
+
 
 def arguments(deployment: Deployment) -> list[str]:
-    """Returns vLLM's tuning flags; those that never change are in the runtime, because KServe concatenates the two."""
-    flags = [f"--max-num-batched-tokens={deployment.max_batch_tokens}"]
-    if deployment.max_model_len:
-        flags.append(f"--max-model-len={deployment.max_model_len}")
-    if deployment.dtype != "auto":
-        flags.append(f"--dtype={deployment.dtype}")
-    if deployment.gpu_count:
-        flags.append(f"--gpu-memory-utilization={deployment.gpu_memory_utilization:g}")
-        flags.append(f"--tensor-parallel-size={deployment.gpu_count}")
+    """Returns the vLLM flags of this deployment; KServe appends them to the constant flags of the runtime."""
+    settings = deployment.settings
+    flags = [f"--max-num-batched-tokens={settings.max_batch_tokens}"]
+    if settings.max_model_len:
+        flags.append(f"--max-model-len={settings.max_model_len}")
+    if settings.dtype != "auto":
+        flags.append(f"--dtype={settings.dtype}")
+    if settings.gpus:
+        flags.append(f"--gpu-memory-utilization={settings.gpu_memory_utilization:g}")
+        flags.append(f"--tensor-parallel-size={settings.gpus}")
     if deployment.adapters:
         flags += ["--enable-lora", f"--max-lora-rank={lora_rank(deployment.lora_rank)}"]
         flags += [f"--max-loras={len(deployment.adapters)}", "--lora-modules"]
@@ -92,8 +75,8 @@ def arguments(deployment: Deployment) -> list[str]:
 
 
 def revision(deployment: Deployment) -> str:
-    """Returns the hash that tells one served model from the next: model, flags and image."""
-    identity: list[Any] = [deployment.storage_uri, deployment.content, arguments(deployment), deployment.image]
+    """Returns the hash of the served revision: model, flags and image."""
+    identity: list[object] = [deployment.storage_uri, deployment.content, arguments(deployment), deployment.image]
     identity += [deployment.adapters] if deployment.adapters else []
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
@@ -101,29 +84,30 @@ def revision(deployment: Deployment) -> str:
 def inference_service(deployment: Deployment) -> Manifest:
     """Returns the InferenceService.
 
-    The revision stands in the predictor's annotations alone: annotations of the InferenceService itself are copied to
-    the pods too, and whatever changes there restarts the model.
+    The revision is an annotation of the predictor only: KServe copies annotations of the InferenceService to the pods,
+    so every change there restarts the model.
     """
-    resources = {"cpu": deployment.cpu, "memory": deployment.memory}
+    settings = deployment.settings
+    resources = {"cpu": settings.cpu, "memory": settings.memory}
     scheduling: Manifest = {}
-    if deployment.gpu_count:
-        resources[deployment.gpu_type] = str(deployment.gpu_count)
-        scheduling["tolerations"] = [{"key": deployment.gpu_type, "operator": "Exists", "effect": "NoSchedule"}]
-    if deployment.node_selector:
-        scheduling["nodeSelector"] = dict(deployment.node_selector)
-    # Knative gives a revision up after ten minutes unless told otherwise.
-    knative = deployment.mode in ("Knative", "Serverless")
-    progress = {"serving.knative.dev/progress-deadline": f"{deployment.patience}s"} if knative else {}
-    # CPU may burst; memory and accelerators may not.
+    if settings.gpus:
+        resources[settings.gpu_type] = str(settings.gpus)
+        scheduling["tolerations"] = [{"key": settings.gpu_type, "operator": "Exists", "effect": "NoSchedule"}]
+    if settings.node_selector:
+        scheduling["nodeSelector"] = dict(settings.node_selector)
+    # Knative's default progress deadline is ten minutes.
+    deadline = f"{settings.ready_timeout}s"
+    progress = {"serving.knative.dev/progress-deadline": deadline} if deployment.knative else {}
+    # No CPU limit, so that CPU can burst.
     limits = {name: amount for name, amount in resources.items() if name != "cpu"}
     metadata: Manifest = {
         "name": deployment.name,
         "labels": {"app.kubernetes.io/managed-by": "llm-finetune"},
-        # Without a class, KServe makes an autoscaler on CPU load, which says nothing about a GPU.
-        "annotations": {MODE: deployment.mode, "serving.kserve.io/autoscalerClass": "none"},
+        # The default class is an autoscaler on CPU utilization, which does not reflect the load of a GPU.
+        "annotations": {MODE: settings.deployment_mode, "serving.kserve.io/autoscalerClass": "none"},
     }
-    if deployment.namespace:
-        metadata["namespace"] = deployment.namespace
+    if settings.namespace:
+        metadata["namespace"] = settings.namespace
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -131,26 +115,26 @@ def inference_service(deployment: Deployment) -> Manifest:
         "spec": {
             "predictor": {
                 "annotations": {REVISION: revision(deployment)} | progress,
-                "serviceAccountName": deployment.service_account,
+                "serviceAccountName": settings.service_account,
                 "automountServiceAccountToken": False,
-                # A service called `vllm` would set VLLM_PORT=tcp://..., which vLLM reads as its port.
+                # With service links, a Service named `vllm` sets VLLM_PORT=tcp://..., which vLLM reads as its port.
                 "enableServiceLinks": False,
-                "minReplicas": deployment.replicas,
-                "maxReplicas": deployment.replicas,
+                "minReplicas": settings.replicas,
+                "maxReplicas": settings.replicas,
                 "timeout": 600,
                 "terminationGracePeriodSeconds": 60,
                 "deploymentStrategy": {
                     "type": "RollingUpdate",
                     "rollingUpdate": {
-                        "maxSurge": deployment.max_surge,
-                        "maxUnavailable": 0 if deployment.max_surge else 1,
+                        "maxSurge": settings.max_surge,
+                        "maxUnavailable": 0 if settings.max_surge else 1,
                     },
                 },
                 **scheduling,
-                **_several(deployment),
+                **_storage_uris(deployment),
                 "model": {
                     "modelFormat": {"name": "vLLM"},
-                    "runtime": deployment.runtime,
+                    "runtime": settings.runtime,
                     **({} if deployment.adapters else {"storageUri": deployment.storage_uri}),
                     "args": arguments(deployment),
                     "resources": {"requests": resources, "limits": limits},
@@ -160,8 +144,8 @@ def inference_service(deployment: Deployment) -> Manifest:
     }
 
 
-def _several(deployment: Deployment) -> Manifest:
-    """Returns where the base and each of its adapters are put; without adapters, the model has its one storageUri."""
+def _storage_uris(deployment: Deployment) -> Manifest:
+    """Returns the storageUris of base and adapters; empty without adapters, where the model has its storageUri."""
     if not deployment.adapters:
         return {}
     places = [(deployment.storage_uri, MODEL), *((uri, f"{ADAPTERS}/{name}") for name, uri in deployment.adapters)]
@@ -169,12 +153,12 @@ def _several(deployment: Deployment) -> Manifest:
 
 
 def serving_runtime(name: str = RUNTIME_NAME, image: str = IMAGE, namespace: str = "") -> Manifest:
-    """Returns the ServingRuntime: vLLM on KServe's conventions, as an ordinary user, writing to /tmp alone.
+    """Returns the ServingRuntime for vLLM, which runs as a non-root user and writes to /tmp only.
 
     Args:
-        name: Its name.
-        image: vLLM's OpenAI server image.
-        namespace: Where it lives; empty leaves the manifest without one.
+        name: Name of the ServingRuntime.
+        image: Image of vLLM's OpenAI-compatible server.
+        namespace: Namespace; if empty, the manifest has none.
     """
     variables = {
         "HOME": "/tmp",
@@ -191,7 +175,7 @@ def serving_runtime(name: str = RUNTIME_NAME, image: str = IMAGE, namespace: str
     container: Manifest = {
         "name": "kserve-container",
         "image": image,
-        # The image's own entry point has changed between releases.
+        # The image's entry point differs between releases.
         "command": ["vllm", "serve"],
         "args": [
             MODEL,
@@ -209,7 +193,7 @@ def serving_runtime(name: str = RUNTIME_NAME, image: str = IMAGE, namespace: str
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # Half an hour for pulling shards into the GPU and warming up; only then does liveness count.
+        # Up to 30 minutes to load weights and warm up; the liveness probe starts after that.
         "startupProbe": _probe("/health", period=10, timeout=5, failures=180),
         "readinessProbe": _probe("/v1/models", period=5, timeout=5, failures=3),
         "livenessProbe": _probe("/health", period=15, timeout=10, failures=8),
@@ -235,7 +219,7 @@ def serving_runtime(name: str = RUNTIME_NAME, image: str = IMAGE, namespace: str
 
 
 def as_yaml(*manifests: Manifest) -> str:
-    """Returns manifests as YAML documents, byte for byte the same for the same input."""
+    """Returns manifests as a deterministic YAML stream."""
     return yaml.safe_dump_all(manifests, sort_keys=False, explicit_start=True, width=1000, allow_unicode=True)
 
 
@@ -249,7 +233,7 @@ def _probe(path: str, period: int, timeout: int, failures: int) -> Manifest:
 
 
 def runtime_file() -> str:
-    """Returns the content of manifests/base/serving-runtime.yaml; `python -m` this module prints it."""
+    """Returns the content of manifests/base/serving-runtime.yaml; `python -m` prints it."""
     module = "llm_finetune.components.serving.vllm_serve.kserve.manifests"
     command = f"python -m {module} > manifests/base/serving-runtime.yaml"
     return f"# vLLM on KServe. Made by: {command}\n" + as_yaml(serving_runtime())

@@ -1,27 +1,27 @@
-"""What to do when a service mesh does not let the pipeline ask the model."""
+"""Explains how to allow requests that a service mesh rejects."""
 
 import yaml
 
 from llm_finetune.components.serving.vllm_serve.smoke import SmokeFailure
 
 
-def explained(failure: SmokeFailure, namespace: str, name: str) -> SmokeFailure:
-    """Returns a refusal (403) with the exact policy that is missing.
+def explain_refusal(failure: SmokeFailure, namespace: str, name: str) -> SmokeFailure:
+    """Adds the missing policies to a failure with status 403.
 
     Args:
-        failure: The refusal.
-        namespace: The model's namespace.
-        name: Its InferenceService.
+        failure: The failure.
+        namespace: Namespace of the InferenceService.
+        name: Name of the InferenceService.
     """
     return SmokeFailure(
-        f"{failure}. A mesh refuses requests of pipeline steps, which run without a sidecar and so without an "
-        f"identity. Let the model's API be asked, and fence it by network instead:\n{policies(namespace, name)}",
+        f"{failure}. The service mesh rejects requests of pipeline steps, which have no sidecar and thus no identity. "
+        f"Allow requests to the model and restrict them with a NetworkPolicy:\n{policies(namespace, name)}",
         failure.status,
     )
 
 
 def policies(namespace: str, name: str) -> str:
-    """Returns the AuthorizationPolicy that lets the model be asked, and the NetworkPolicy that fences it again."""
+    """Returns an AuthorizationPolicy that allows requests to the model, and a NetworkPolicy that restricts them."""
     pods = {"matchLabels": {"serving.kserve.io/inferenceservice": name}}
     metadata = {"name": f"allow-{name}", "namespace": namespace}
     allow = {
@@ -34,16 +34,15 @@ def policies(namespace: str, name: str) -> str:
             "rules": [{"to": [{"operation": {"paths": ["/v1/*", "/health", "/metrics"]}}]}],
         },
     }
-    spaces = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s}}} for s in ("istio-system",)]
-    fence = {
+    istio = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "istio-system"}}}
+    restrict = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata,
         "spec": {
             "podSelector": pods,
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": {}}, *spaces]}],
+            "ingress": [{"from": [{"podSelector": {}}, istio]}],
         },
     }
-    documents = [allow, fence]
-    return yaml.safe_dump_all(documents, sort_keys=False, explicit_start=True)
+    return yaml.safe_dump_all([allow, restrict], sort_keys=False, explicit_start=True)

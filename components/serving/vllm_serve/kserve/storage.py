@@ -1,4 +1,4 @@
-"""Checks that the serving pods' account can reach the model's store."""
+"""Checks that the service account of the pods can read the storage of the model."""
 
 from llm_finetune.components.serving.vllm_serve.kserve.cluster import Cluster, Manifest
 from llm_finetune.components.serving.vllm_serve.kserve.manifests import Deployment
@@ -14,19 +14,19 @@ def check(cluster: Cluster, deployment: Deployment, model: Storage, secret: str 
     """Checks service account, claim, secret and keys.
 
     Args:
-        cluster: Where.
-        deployment: Its service account is looked at.
-        model: Where the model lies.
-        secret: Secret that must hold the keys; empty takes whichever of the account's fits.
+        cluster: The cluster.
+        deployment: The deployment.
+        model: Storage of the model.
+        secret: Secret that must have the keys; empty for any matching secret of the service account.
 
     Returns:
-        What is missing, each with its fix, and what is only worth a note.
+        Problems with their fixes, and notes.
     """
-    name, space = deployment.service_account, cluster.namespace
+    name, space = deployment.settings.service_account, cluster.namespace
     account = cluster.get("v1", "ServiceAccount", name)
     if account is None:
-        fix = f"kubectl -n {space} create serviceaccount {name}, with the store's secret in its `secrets`"
-        return [f"service account {name} does not exist: {fix} (manifests/base has one)"], []
+        fix = f"kubectl -n {space} create serviceaccount {name}, with the secret of the store in its `secrets`"
+        return [f"service account {name} does not exist: {fix} (see manifests/base)"], []
     scheme, _, rest = model.uri.partition("://")
     if scheme == "pvc":
         claim = rest.split("/")[0]
@@ -49,7 +49,7 @@ def _google(account: str, secrets: list[Manifest], identity: str) -> tuple[list[
         return [], []
     return [], [
         f"service account {account} has neither Workload Identity ({IDENTITIES[1]}) nor a secret with {GOOGLE_KEY}: "
-        "only a public bucket can be read, unless the nodes' own identity may"
+        "it can read public buckets only, unless the nodes have access"
     ]
 
 
@@ -62,23 +62,27 @@ def _s3(
         secure = (at_endpoint[0]["metadata"].get("annotations") or {}).get(HTTPS, "1") != "0"
         if model.endpoint and secure != model.secure:
             name, value = at_endpoint[0]["metadata"]["name"], "1" if model.secure else "0"
-            return [], [f"secret {name} says {HTTPS} differently from the artifact's store, which needs {value!r}"]
+            return [], [
+                f"annotation {HTTPS} of secret {name} does not match the store of the artifact, which needs {value!r}"
+            ]
         return [], []
     if identity and not model.endpoint:
         return [], []
     if holders:
         found = ", ".join(f"{s['metadata']['name']} ({_endpoint(s) or 'AWS'})" for s in holders)
         fix = f"Annotate the right one: kubectl -n {space} annotate secret NAME {ENDPOINT}={model.endpoint} --overwrite"
-        return [f"the model lies at {model.endpoint}, but service account {account} has keys for {found}. {fix}"], []
-    half = [
+        return [
+            f"the model is stored at {model.endpoint}, but service account {account} has keys for {found}. {fix}"
+        ], []
+    partial = [
         secret["metadata"]["name"] for secret in secrets if {"accesskey", "secretkey"} & set(secret.get("data") or {})
     ]
-    why = f" (secret {', '.join(half)} has accesskey and secretkey, which KServe does not read)" if half else ""
+    why = f" (secret {', '.join(partial)} has accesskey and secretkey, which KServe ignores)" if partial else ""
     if not model.endpoint and not wanted:
         return [], [
-            f"service account {account} has no secret with {' and '.join(KEYS)}{why}: only a public bucket works"
+            f"service account {account} has no secret with {' and '.join(KEYS)}{why}: it can read public buckets only"
         ]
-    return [_make_secret(space, account, model, wanted, why)], []
+    return [_create_secret_fix(space, account, model, wanted, why)], []
 
 
 def _endpoint(secret: Manifest) -> str:
@@ -88,12 +92,12 @@ def _endpoint(secret: Manifest) -> str:
 def _not_listed(space: str, account: str, secret: str) -> str:
     patch = f'{{"secrets":[{{"name":"{secret}"}}]}}'
     return (
-        f"secret {secret} is not among the secrets of service account {account}, so KServe does not see it: kubectl -n "
+        f"secret {secret} is not among the secrets of service account {account}, so KServe does not use it: kubectl -n "
         f"{space} patch serviceaccount {account} -p '{patch}'"
     )
 
 
-def _make_secret(space: str, account: str, model: Storage, wanted: str, why: str) -> str:
+def _create_secret_fix(space: str, account: str, model: Storage, wanted: str, why: str) -> str:
     name, source = wanted or "llm-serving-s3", model.secret or "mlpipeline-minio-artifact"
     copied = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}
     literals = " ".join(
@@ -105,6 +109,6 @@ def _make_secret(space: str, account: str, model: Storage, wanted: str, why: str
     steps += [f"kubectl -n {space} annotate secret {name} {annotations}"] if annotations else []
     steps += [f'kubectl -n {space} patch serviceaccount {account} -p \'{{"secrets":[{{"name":"{name}"}}]}}\'']
     at = f" for {model.endpoint}" if model.endpoint else ""
-    return f"service account {account} has no secret with {' and '.join(KEYS)}{at}{why}. Make one:\n     " + (
+    return f"service account {account} has no secret with {' and '.join(KEYS)}{at}{why}. Create one:\n     " + (
         "\n     ".join(steps)
     )

@@ -1,4 +1,4 @@
-"""Command lines of the servers that can run a model on this machine."""
+"""Builds the command line of a model server on this machine."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_finetune.components.serving.vllm_serve.local.model_folder import ModelFolder, unnarrowed
+from llm_finetune.components.serving.vllm_serve.local.model_folder import ModelFolder, compute_dtype
 from llm_finetune.components.serving.vllm_serve.local.ports import HOST
 from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.engine.engines import BYTES
@@ -18,15 +18,15 @@ from llm_finetune.components.shared.processor import cpu_multiplies_bfloat16
 
 @dataclass(frozen=True)
 class Launch:
-    """A server to be started.
+    """A server to start.
 
     Attributes:
         server: `vllm` or `transformers`.
         command: The command line.
-        environment: Its whole environment.
-        folder: Its working directory.
-        max_model_len: Longest sequence it will serve; 0 where the model alone decides.
-        dtype: Type it computes in.
+        environment: All environment variables.
+        folder: The working directory.
+        max_model_len: Maximum sequence length in tokens; 0 for the model's own.
+        dtype: Type of the computation.
     """
 
     server: str
@@ -37,7 +37,7 @@ class Launch:
     dtype: str
 
 
-def choose(
+def build(
     model: ModelFolder,
     name: str,
     port: int,
@@ -47,23 +47,23 @@ def choose(
     dtype: str = "auto",
     adapter: Path | None = None,
 ) -> Launch:
-    """Builds the command line of the best server that is installed.
+    """Builds the command line for vLLM or, if it is not installed, for `transformers serve`.
 
     Args:
-        model: The model (with an adapter: its base).
-        name: Name under which it answers (with an adapter: the adapter's name).
-        port: Port to listen on.
+        model: The model; with an adapter, its base.
+        name: Name of the model in requests; with an adapter, of the adapter.
+        port: Port of the server.
         folder: Existing working directory.
-        max_batch_tokens: Most tokens that one step of the engine works on.
-        max_model_len: Longest sequence; 0 takes the model's own, cut to what the memory holds.
+        max_batch_tokens: Maximum number of tokens per engine step.
+        max_model_len: Maximum sequence length in tokens; 0 for the model's own, reduced to fit into memory.
         dtype: `auto`, or a type.
-        adapter: Folder of a LoRA adapter served on top of the model.
+        adapter: Folder of a LoRA adapter to serve on the model.
 
     Returns:
-        What to start.
+        The server to start.
 
     Raises:
-        UserError: If no server is installed, the adapter needs vLLM, or the KV cache does not fit.
+        UserError: If no server is installed, the adapter needs vLLM, or the KV cache does not fit into memory.
     """
     if importlib.util.find_spec("vllm"):
         return vllm(model, name, port, folder, max_batch_tokens, max_model_len, dtype, adapter)
@@ -86,24 +86,24 @@ def vllm(
     dtype: str,
     adapter: Path | None = None,
 ) -> Launch:
-    """Builds vLLM's command line; see `choose`."""
+    """Builds vLLM's command line; see `build`."""
     on_cpu = engines.vllm_is_for_cpu() or not Path("/dev/nvidiactl").exists()
-    # The module, not the `vllm` command: that one fails in the CPU distribution, whose package has another name.
+    # Not the `vllm` command, which fails in the CPU distribution, because its package has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", f"--model={model.path}"]
     command += [f"--host={HOST}", f"--port={port}", f"--max-num-batched-tokens={max_batch_tokens}"]
-    if not adapter:  # a base with an adapter beside it is evaluated in vLLM's own choice
-        dtype = unnarrowed(dtype, model.dtype)
+    if not adapter:  # Evaluate runs a base with an adapter in vLLM's own dtype, too
+        dtype = compute_dtype(dtype, model.dtype)
     if on_cpu:
         dtype = _cpu_dtype("bfloat16" if adapter else model.dtype) if dtype == "auto" else dtype
-        max_model_len, cache = _cache(model, dtype, max_model_len)
-        # Eager: compiling costs half a minute of every start and pays back only under long load.
+        max_model_len, cache = _kv_cache(model, dtype, max_model_len)
+        # Compilation takes half a minute per start and is worth it for long-running load only.
         command += ["--enforce-eager", f"--kv-cache-memory-bytes={cache}"]
     command += [f"--dtype={dtype}"]
     command += [f"--max-model-len={max_model_len}"] if max_model_len else []
     if adapter:
         rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("r", 16)
         command += [f"--served-model-name={name}-base", "--enable-lora", f"--lora-modules={name}={adapter}"]
-        # Room for others that come while it serves (adapters.load).
+        # Space for adapters that are loaded later (adapters.load).
         command += [f"--max-lora-rank={lora_rank(max(rank, 64))}", "--max-loras=4"]
     else:
         command += [f"--served-model-name={name}"]
@@ -114,8 +114,8 @@ def vllm(
 
 
 def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: str) -> Launch:
-    """Builds the command line of `transformers serve`; see `choose`."""
-    # It answers only to the path that it was started with: a link in the working directory gives the model its name.
+    """Builds the command line of `transformers serve`; see `build`."""
+    # The model name in requests is the path given at the start: a symbolic link provides the name.
     link = folder / name
     link.unlink(missing_ok=True)
     link.symlink_to(model.path.resolve(), target_is_directory=True)
@@ -126,22 +126,21 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
 
 
 def _cpu_dtype(stored: str) -> str:
-    """Returns bfloat16 for weights stored in it where the processor computes in it, else float32."""
+    """Returns bfloat16 if the weights are stored in it and the CPU supports it, else float32."""
     return "bfloat16" if stored == "bfloat16" and cpu_multiplies_bfloat16() else "float32"
 
 
-def _cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:
-    """Returns the longest sequence and the bytes of its KV cache; see `engines.cpu_cache`."""
+def _kv_cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:
+    """Returns the maximum sequence length and the size of the KV cache in bytes; see `engines.cpu_cache`."""
     per_token = model.cache_bytes(1, dtype if dtype in BYTES else "float32")
     wanted = max_model_len or (model.context_length if per_token else 0)
     longest, cache = engines.cpu_cache(per_token, wanted)
     if longest < wanted and max_model_len:
         raise UserError(
-            f"max_model_len = {max_model_len}: one such request takes {wanted * per_token // engines.MIB:,} MiB of KV "
-            f"cache, more than a quarter of the free memory. Set max_model_len to at most {longest}"
+            f"max_model_len = {max_model_len}: the KV cache of one such request needs "
+            f"{wanted * per_token // engines.MIB:,} MiB, more than a quarter of the free memory. Set max_model_len to "
+            f"at most {longest}"
         )
     if longest < wanted:
-        print(
-            f"serving at most {longest} tokens per request instead of the model's {wanted}: memory is short", flush=True
-        )
+        print(f"max_model_len is {longest} instead of the model's {wanted}, to fit into memory", flush=True)
     return longest, cache

@@ -1,4 +1,4 @@
-"""Looks at a model folder before anything is started: can vLLM load it, and can it chat?"""
+"""Validates a model folder before a server is started."""
 
 import json
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from llm_finetune.components.shared.errors import UserError
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What serving needs to know of a model.
+    """Properties of a model that serving depends on.
 
     Attributes:
         path: The folder.
-        context_length: The longest sequence the model was made for, 0 if its config does not say.
-        cache_values_per_token: Numbers that the KV cache keeps per token, 0 if the config does not say.
-        dtype: Type of the stored weights, empty if its config does not say.
+        context_length: Maximum sequence length in tokens; 0 if not in config.json.
+        cache_values_per_token: Values in the KV cache per token; 0 if not in config.json.
+        dtype: Type of the stored weights; empty if not in config.json.
     """
 
     path: Path
@@ -26,25 +26,25 @@ class ModelFolder:
     dtype: str
 
     def cache_bytes(self, tokens: int, dtype: str) -> int:
-        """Returns the bytes of KV cache that so many tokens take."""
+        """Returns the size of the KV cache for a number of tokens, in bytes."""
         return tokens * self.cache_values_per_token * BYTES[dtype]
 
 
 def read(path: str | Path) -> ModelFolder:
-    """Checks a merged model's folder.
+    """Reads and validates the folder of a merged model.
 
     Args:
-        path: Folder in Hugging Face layout.
+        path: Folder in Hugging Face format.
 
     Returns:
-        The model's facts.
+        The properties of the model.
 
     Raises:
-        UserError: If the folder, its config, weights, tokenizer or chat template is missing or broken.
+        UserError: If the folder, its config, weights, tokenizer or chat template is missing or invalid.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"merged_model: {folder} is not a folder. Give the folder that Merge & Export wrote")
+        raise UserError(f"merged_model: {folder} is not a folder. Pass the output folder of Merge & Export")
     config = _json(folder, "config.json")
     _check_weights(folder)
     _check_tokenizer(folder)
@@ -57,19 +57,20 @@ def read(path: str | Path) -> ModelFolder:
     )
 
 
-def unnarrowed(asked: str, stored: str) -> str:
-    """Returns the type to compute in: the one asked for, but not vLLM's auto where that would narrow the weights.
+def compute_dtype(requested: str, stored: str) -> str:
+    """Resolves `auto` for float32 weights, which vLLM's auto converts to 16 bits.
+
+    Merge & Export stores float32 if no narrower type preserves the training.
 
     Args:
-        asked: `auto`, or a type.
-        stored: Type of the stored weights. Merge & Export stores float32 where no narrower type keeps what was
-            trained; vLLM's auto would run it in 16 bits all the same.
+        requested: `auto`, or a type.
+        stored: Type of the stored weights.
     """
-    return stored if asked == "auto" and stored == "float32" else asked
+    return stored if requested == "auto" and stored == "float32" else requested
 
 
 def base_of(adapter: Path) -> str:
-    """Returns the base model that an adapter names."""
+    """Returns the base model in the configuration of an adapter; empty if it has none."""
     return str(_json(adapter, "adapter_config.json").get("base_model_name_or_path") or "")
 
 
@@ -78,12 +79,12 @@ def _check_weights(folder: Path) -> None:
     if "model.safetensors.index.json" in present:
         shards = set(_json(folder, "model.safetensors.index.json").get("weight_map", {}).values())
         if missing := sorted(shards - present):
-            raise UserError(f"merged_model: {folder} lacks weights that its index names: {', '.join(missing)}")
+            raise UserError(f"merged_model: {folder} lacks weight files of its index: {', '.join(missing)}")
     elif not any(name.endswith(".safetensors") for name in present):
         pickles = sorted(name for name in present if name.endswith((".bin", ".pt", ".pth")))
-        found = f", only {', '.join(pickles)}, which can run code when loaded" if pickles else ""
+        found = f", only {', '.join(pickles)}, which can execute code when loaded" if pickles else ""
         raise UserError(
-            f"merged_model: {folder} has no *.safetensors weights{found}. Merge & Export writes them with "
+            f"merged_model: {folder} has no *.safetensors weights{found}. Export the model with "
             "save_format = safetensors"
         )
 
@@ -98,8 +99,8 @@ def _check_tokenizer(folder: Path) -> None:
     settings = _json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     if not settings.get("chat_template"):
         raise UserError(
-            f"merged_model: {folder} has no chat template (chat_template.jinja), so no chat request can be answered. "
-            "Format for SFT writes the one that matches the training data and Merge & Export ships it"
+            f"merged_model: {folder} has no chat template (chat_template.jinja), which chat requests need. "
+            "Format for SFT writes the template of the training data, and Merge & Export copies it"
         )
 
 
@@ -107,9 +108,9 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"merged_model: {folder} has no {name}, so it is no Hugging Face model folder") from None
+        raise UserError(f"merged_model: {folder} has no {name}, so it is not a Hugging Face model folder") from None
     except ValueError as error:
-        raise UserError(f"merged_model: {folder / name} is not JSON: {error}") from None
+        raise UserError(f"merged_model: {folder / name} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"merged_model: {folder / name} is not a JSON object")
     return value

@@ -1,4 +1,4 @@
-"""Ports of this machine: one that is held for a server until it listens, and who listens on one. Linux only."""
+"""Reserves a port for a server until it listens, and finds the processes that use a port. Linux only."""
 
 import contextlib
 import errno
@@ -14,16 +14,16 @@ from llm_finetune.components.shared.errors import UserError
 
 HOST = "127.0.0.1"
 LISTENING = "0A"
-SHOWN = 120
+MAX_COMMAND_LENGTH = 120
 
 
 @dataclass(frozen=True)
-class Held:
-    """A port that is held for a server.
+class ReservedPort:
+    """A port that is reserved for a server.
 
     Attributes:
         port: The port.
-        descriptors: What holds it; a process that inherits them holds it too.
+        descriptors: File descriptors of the reservation; a process that inherits them keeps it.
     """
 
     port: int
@@ -31,53 +31,53 @@ class Held:
 
 
 @contextlib.contextmanager
-def held(port: int, owner: int = 0) -> Iterator[Held]:
-    """Holds a port for a server that listens on it some time later.
+def reserve(port: int, owner: int = 0) -> Iterator[ReservedPort]:
+    """Reserves a port for a server that will listen on it.
 
-    Two sockets hold it, each until the last process that has it ends. The first is bound to the port and does not
-    listen: the system gives the port to nobody who asks for any free one, and a server that sets SO_REUSEADDR, as
-    vLLM and uvicorn do, can still listen. The second is bound to a name of the abstract socket namespace, which the
-    network namespace has to itself as it has its ports: whoever holds the same port in this way is told who has it.
+    The reservation has two sockets, which exist until the last process with their descriptors ends. The first is bound
+    to the port without listening: the kernel does not assign the port to others, and a server that sets SO_REUSEADDR,
+    as vLLM and uvicorn do, can still listen. The second is bound to a name in the abstract socket namespace, which is
+    per network namespace like ports are: it detects a reservation by another process.
 
     Args:
-        port: The port; 0 takes any that is free.
-        owner: Process that may hold the port already, for a server that ends with it; 0 for none.
+        port: The port; 0 for any free one.
+        owner: Process that may have reserved the port already, for a server that ends with it; 0 for none.
 
     Yields:
-        The held port.
+        The reserved port.
 
     Raises:
-        UserError: If it is in use, held for another server, or not allowed.
+        UserError: If the port is in use, reserved for another server, or not permitted.
     """
     with socket.socket() as bound, socket.socket(socket.AF_UNIX) as name:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((HOST, port))
         except OSError as error:
-            why = f"port {port} on this machine cannot be used ({error.strerror}). {_way_out()}"
-            raise UserError(in_use(port) if error.errno == errno.EADDRINUSE else why) from None
+            why = f"port {port} on this machine cannot be used ({error.strerror}). {_remedy()}"
+            raise UserError(in_use_message(port) if error.errno == errno.EADDRINUSE else why) from None
         number = int(bound.getsockname()[1])
         if listeners(number):
-            raise UserError(in_use(number))
+            raise UserError(in_use_message(number))
         try:
-            name.bind(_name(number))
+            name.bind(_reservation_name(number))
         except OSError:
-            holders = _holders({_name_inode(number)})
+            holders = _processes_with({_reservation_inode(number)})
             if owner == os.getpid() or owner not in holders:
                 raise UserError(
-                    f"port {number} on this machine is held for a server that {_shown(holders)} starts. {_way_out()}"
+                    f"port {number} on this machine is reserved for a server of {_describe(holders)}. {_remedy()}"
                 ) from None
-        yield Held(number, (bound.fileno(), name.fileno()))
+        yield ReservedPort(number, (bound.fileno(), name.fileno()))
 
 
 def listeners(port: int) -> dict[str, str]:
-    """Returns the sockets that listen on a port for clients of 127.0.0.1 and of localhost.
+    """Returns the sockets that accept connections to a port at 127.0.0.1 or localhost.
 
     Args:
         port: The port.
 
     Returns:
-        Their addresses by inode.
+        The addresses of the sockets by inode.
     """
     found = {}
     for table in ("tcp", "tcp6"):
@@ -88,43 +88,43 @@ def listeners(port: int) -> dict[str, str]:
     return found
 
 
-def is_listened_on_by(port: int, processes: Collection[int]) -> bool:
-    """Tells whether a server listens on its port.
+def is_listening(port: int, processes: Collection[int]) -> bool:
+    """Returns whether a server listens on its port.
 
     Args:
         port: The port.
-        processes: The server's processes.
+        processes: Processes of the server.
 
     Returns:
-        Whether one of them listens; False where nobody does.
+        True if one of them listens; False if no process does.
 
     Raises:
         UserError: If another process listens there.
     """
     found = listeners(port)
-    foreign = {inode for inode in found if not _holders({inode}, processes)}
-    # A socket that was closed meanwhile is nobody's.
+    foreign = {inode for inode in found if not _processes_with({inode}, processes)}
+    # Read again: a socket that has been closed has no process.
     if foreign and foreign & set(listeners(port)):
-        raise UserError(in_use(port))
+        raise UserError(in_use_message(port))
     return bool(found)
 
 
-def in_use(port: int) -> str:
-    """Returns a message about a port that somebody listens on: who, with which models, and what to do.
+def in_use_message(port: int) -> str:
+    """Returns an error message for a port in use: the process, the models it serves, and the fix.
 
     Args:
         port: The port.
     """
     found = listeners(port)
     where = ", ".join(sorted(set(found.values())))
-    who = _shown(_holders(set(found))) + (f" listens there (on {where})" if found else " has bound it")
-    return f"port {port} on this machine is in use: {who}{_models(port, found)}. {_way_out()}"
+    who = _describe(_processes_with(set(found))) + (f" listens on it (at {where})" if found else " has bound it")
+    return f"port {port} on this machine is in use: {who}{_models(port, found)}. {_remedy()}"
 
 
-def _way_out() -> str:
+def _remedy() -> str:
     return (
-        "Stop what has it (an earlier deployment: `llm-finetune stop`), or take another port: `vllm_serve: {port: 0}` "
-        "in the recipe, `--port 0` on the command line; 0 takes a free one"
+        "Stop that process (an earlier deployment: `llm-finetune stop`), or use another port: `vllm_serve: {port: 0}` "
+        "in the recipe or `--port 0` on the command line; 0 selects a free port"
     )
 
 
@@ -136,7 +136,7 @@ def _models(port: int, found: dict[str, str]) -> str:
     return ""
 
 
-def _shown(processes: Collection[int]) -> str:
+def _describe(processes: Collection[int]) -> str:
     return ", ".join(map(_process, sorted(processes))) or "a process of another user or container"
 
 
@@ -145,16 +145,16 @@ def _process(number: int) -> str:
         command = Path(f"/proc/{number}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
         text = " ".join(command.decode(errors="replace").split())
         text = text.partition(" ")[0].rpartition("/")[2] + "".join(text.partition(" ")[1:])
-        return f"process {number} ({text[:SHOWN]}{'…' if len(text) > SHOWN else ''})"
+        return f"process {number} ({text[:MAX_COMMAND_LENGTH]}{'…' if len(text) > MAX_COMMAND_LENGTH else ''})"
     return f"process {number}"
 
 
-def _holders(inodes: Collection[str], processes: Collection[int] | None = None) -> set[int]:
-    """Returns the processes that have one of these sockets open.
+def _processes_with(inodes: Collection[str], processes: Collection[int] | None = None) -> set[int]:
+    """Returns the processes that have a socket open.
 
     Args:
-        inodes: The sockets.
-        processes: Where to look; None looks at all processes whose descriptors this one may see.
+        inodes: Inodes of the sockets.
+        processes: Processes to check; None for all whose descriptors are readable.
     """
     wanted, found = {f"socket:[{inode}]" for inode in inodes}, set()
     for number in map(int, filter(str.isdigit, os.listdir("/proc"))) if processes is None else processes:
@@ -166,12 +166,12 @@ def _holders(inodes: Collection[str], processes: Collection[int] | None = None) 
     return found
 
 
-def _name(port: int) -> str:
+def _reservation_name(port: int) -> str:
     return f"\0llm-finetune port {port}"
 
 
-def _name_inode(port: int) -> str:
-    shown = _name(port).replace("\0", "@")
+def _reservation_inode(port: int) -> str:
+    shown = _reservation_name(port).replace("\0", "@")
     return next((fields[6] for fields in _table("unix") if " ".join(fields[7:]) == shown), "")
 
 
@@ -182,10 +182,10 @@ def _table(name: str) -> Iterator[list[str]]:
             yield line.split()
 
 
-def _written(address: str) -> str:
-    """Returns an address as /proc/net writes it: 32 bits at a time, as this processor stores them."""
+def _proc_format(address: str) -> str:
+    """Returns an address in the format of /proc/net: 32-bit words in the byte order of this machine."""
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     return "".join(f"{word:08X}" for (word,) in struct.iter_unpack("=I", packed))
 
 
-_ADDRESSES = {_written(address): address for address in (HOST, "0.0.0.0", "::", "::1", f"::ffff:{HOST}")}
+_ADDRESSES = {_proc_format(address): address for address in (HOST, "0.0.0.0", "::", "::1", f"::ffff:{HOST}")}

@@ -103,14 +103,14 @@ def test_the_folder_holds_what_a_server_needs(base: Path, adapter: Path, tmp_pat
 
 
 def test_scaled_rotary_positions_under_their_old_name(tmp_path: Path) -> None:
-    from llm_finetune.components.serving.merge_export.layout import make_config_readable
+    from llm_finetune.components.serving.merge_export.layout import add_legacy_config_keys
 
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     LlamaForCausalLM(LlamaConfig(vocab_size=16, rope_parameters=rope, **shape)).save_pretrained(tmp_path)
     before = LlamaConfig.from_pretrained(tmp_path).rope_parameters
-    make_config_readable(tmp_path)
+    add_legacy_config_keys(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["rope_theta"] == 500000.0
     assert written["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
@@ -128,9 +128,9 @@ def test_the_summary_shows_what_the_card_promises(base: Path, adapter: Path, tmp
 def test_an_adapter_trained_in_4_bit_goes_into_the_dequantised_base(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "ft_result", load_in_4bit=True)
     facts = export(base, adapter, tmp_path, dtype="float32")
-    assert facts.merged_into == "weights dequantised from NF4"
+    assert facts.merged_into == "weights dequantized from NF4"
     merged, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "merged", base))
-    name = "model.layers.0.self_attn.k_proj.weight"  # no adapter on it: the dequantised weights themselves
+    name = "model.layers.0.self_attn.k_proj.weight"  # no adapter on it: the dequantized weights themselves
     blocks = merged[name].reshape(-1, 64)
     assert all(len(block.unique()) <= 16 for block in blocks)
     assert not torch.equal(merged[name], original[name].float())

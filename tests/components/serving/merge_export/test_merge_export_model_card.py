@@ -17,7 +17,7 @@ from merge_export_adapter import (  # noqa: F401
     fixture_trained,
 )
 
-from llm_finetune.components.serving.merge_export import licences, step
+from llm_finetune.components.serving.merge_export import licenses, step
 
 
 def test_the_model_card(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_the_model_card_repeats_the_run(base: Path, adapter: Path, tmp_path: Pat
     }
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("loss", 0.5, "org/rows")
-    assert "**The licence of the base model (cc-by-nc-4.0) forbids commercial use**" in card.content
-    assert "**The licence of the data isn't known**" in card.content
+    assert "**The license of the base model (cc-by-nc-4.0) forbids commercial use**" in card.content
+    assert "**The license of the data is unknown**" in card.content
     assert "| rows | 1,200 |" in card.content
 
 
@@ -69,9 +69,9 @@ def test_the_model_card_of_a_base_in_a_folder(base: Path, adapter: Path, tmp_pat
     (copied / "README.md").write_text("---\nbase_model: org/original\n---\n")
     step.merge_export(*arguments)
     assert ModelCard.load(card).data.base_model == "org/original"
-    licences = {"dataset_licence": "mit and cc-by-nc-4.0"}
-    step.merge_export(*arguments, TRAINING | {"origin": TRAINING["origin"] | licences})
-    assert "**The licence of the data (cc-by-nc-4.0) forbids commercial use**" in card.read_text()
+    licenses = {"dataset_licence": "mit and cc-by-nc-4.0"}
+    step.merge_export(*arguments, TRAINING | {"origin": TRAINING["origin"] | licenses})
+    assert "**The license of the data (cc-by-nc-4.0) forbids commercial use**" in card.read_text()
     assert "| licence | mit and cc-by-nc-4.0 |" in card.read_text() and "data (mit)" not in card.read_text()
 
 
@@ -86,7 +86,7 @@ def test_the_model_card_of_a_base_in_a_folder(base: Path, adapter: Path, tmp_pat
 )
 def test_a_licence_that_the_hub_does_not_list_has_a_name_beside_it(tmp_path: Path, licence: str, fields: dict) -> None:
     (tmp_path / "LICENSE.txt").write_text("Terms")
-    assert licences.front_matter(licence, tmp_path) == fields
+    assert licenses.front_matter(licence, tmp_path) == fields
 
 
 def test_the_front_matter_is_one_that_the_hub_takes(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def test_the_next_type_is_taken_where_the_narrowest_loses_too_much(
         "LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer_config.json",
     ])  # fmt: skip
-    lost = f"refused: loss {measured['bfloat16'].merged_loss:.4f} against the adapter's {facts.adapter_loss:.4f}"
-    assert facts.dtype_reason.startswith("auto: the narrowest type that keeps what was trained; bfloat16 " + lost)
+    lost = f"rejected: loss {measured['bfloat16'].merged_loss:.4f} against the adapter's {facts.adapter_loss:.4f}"
+    assert facts.dtype_reason.startswith("auto: the narrowest type that preserves the training; bfloat16 " + lost)
     printed = capsys.readouterr().out
-    assert f"dtype bfloat16 {lost}" in printed and "dtype float16 taken: loss " in printed
+    assert f"dtype bfloat16 {lost}" in printed and "dtype float16 accepted: loss " in printed
     summary = (tmp_path / "summary.md").read_text()
     assert f"| tried bfloat16 | {lost}" in summary and "| tried float16 | taken: loss " in summary
     assert "| dtype | float16 |" in summary and "rounds away changes of the adapter" in summary
@@ -78,7 +78,7 @@ def test_float32_is_the_last_resort_and_is_served_as_such(
     facts = export(base, adapter, tmp_path, loss_tolerance=between(measured, "float32", "float16"))
     assert facts.dtype == "float32" and types_of(tmp_path) == {torch.float32}
     assert facts.loss_difference == measured["float32"].loss_difference
-    assert "float32 takes twice the memory" in (tmp_path / "summary.md").read_text()
+    assert "float32 needs twice the memory" in (tmp_path / "summary.md").read_text()
     assert "`vllm serve path/to/this/folder --dtype float32`" in (tmp_path / "merged" / "README.md").read_text()
 
 
@@ -86,13 +86,13 @@ def test_a_type_that_was_asked_for_is_never_exchanged(
     base: Path, adapter: Path, tmp_path: Path, measured: dict
 ) -> None:
     told = (
-        r"dtype = 'bfloat16' does not keep what was trained: bfloat16 rounds away changes .* the adapter has loss "
-        r"\d+\.\d{4}, the merged model \d+\.\d{4} .* Write into the recipe `merge_export: \{dtype: float32\}`"
+        r"dtype = 'bfloat16' does not preserve the training: changes of the adapter are lost in the rounding to bfloat16: .* the adapter has loss "
+        r"\d+\.\d{4}, the merged model \d+\.\d{4} .* Set `merge_export: \{dtype: float32\}`"
     )
     with pytest.raises(UserError, match=told):
         export(base, adapter, tmp_path, dtype="bfloat16", loss_tolerance=between(measured, "float16", "bfloat16"))
     assert not (tmp_path / "merged").exists() and not (tmp_path / "merged.partial").exists()
-    assert {facts.dtype_reason for facts in measured.values()} == {"asked for"}
+    assert {facts.dtype_reason for facts in measured.values()} == {"requested"}
 
 
 def test_float16_is_passed_over_where_a_weight_leaves_its_range(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_float16_is_passed_over_where_a_weight_leaves_its_range(base: Path, adap
     wide = changed(base, tmp_path / "wide", "model.embed_tokens.weight", far)
     facts = export(wide, adapter, tmp_path, loss_tolerance=1e-6)
     assert facts.dtype == "float32"
-    told = "model.embed_tokens.weight reaches 100,352, and float16 ends at 65,504"
-    assert f"float16 refused: {told}" in facts.dtype_reason
-    for way in (merge.FromFiles, merge.InMemory):
+    told = "model.embed_tokens.weight reaches 100,352, and the maximum of float16 is 65,504"
+    assert f"float16 rejected: {told}" in facts.dtype_reason
+    for way in (merge.StreamingMerger, merge.InMemoryMerger):
         (tmp_path / way.__name__).mkdir()
         with pytest.raises(UserError, match=told):
             way(wide, adapter, False).write(tmp_path / way.__name__, torch.float16)
@@ -114,17 +114,17 @@ def test_float16_is_passed_over_where_a_weight_leaves_its_range(base: Path, adap
 
 def test_float16_is_passed_over_where_activations_leave_its_range(base: Path, adapter: Path, tmp_path: Path) -> None:
     wide = changed(base, tmp_path / "wide", "model.layers.0.mlp.up_proj.weight", lambda weight: weight.mul_(2e6))
-    with pytest.raises(UserError, match=r"its activations reach [\d,]+, and float16 ends at 65,504"):
+    with pytest.raises(UserError, match=r"its activations reach [\d,]+, and the maximum of float16 is 65,504"):
         export(wide, adapter, tmp_path, dtype="float16", **ANY)
 
 
 def test_the_largest_activation_is_found(base: Path, adapter: Path) -> None:
     rows = parity.parity_rows(adapter)
-    answered = merge.merger(base, adapter, False).adapter_answers(rows)
-    assert float(answered.logits.abs().max()) <= answered.largest < 1000
-    assert precision.beyond_float16(answered.largest, "llama") == ""
-    assert "activations reach nan" in precision.beyond_float16(float("nan"), "llama")
-    assert precision.beyond_float16(1.0, "gemma2") == "vLLM does not run gemma2 in float16"
+    answered = merge.create_merger(base, adapter, False).adapter_predictions(rows)
+    assert float(answered.logits.abs().max()) <= answered.max_activation < 1000
+    assert precision.float16_obstacle(answered.max_activation, "llama") == ""
+    assert "activations reach nan" in precision.float16_obstacle(float("nan"), "llama")
+    assert precision.float16_obstacle(1.0, "gemma2") == "vLLM does not run gemma2 in float16"
 
 
 def test_the_architectures_that_vllm_refuses_in_float16() -> None:
@@ -142,5 +142,5 @@ def test_the_architectures_that_vllm_refuses_in_float16() -> None:
     ],
 )
 def test_the_order_of_the_types(asked: str, stored: str, order: list[str]) -> None:
-    found = precision.candidates(asked, getattr(torch, stored))
+    found = precision.candidate_dtypes(asked, getattr(torch, stored))
     assert found == [getattr(torch, name) for name in order]

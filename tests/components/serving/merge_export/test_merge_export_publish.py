@@ -9,7 +9,7 @@ from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
 from llm_finetune.components.serving.merge_export import ownership, publish
-from llm_finetune.components.serving.merge_export.export import described
+from llm_finetune.components.serving.merge_export.export import file_checksums
 from llm_finetune.components.shared.errors import UserError
 
 
@@ -54,7 +54,7 @@ def fill(hub: FakeHub, files: dict[str, bytes]) -> None:
 def test_a_push_brings_every_file(hub: FakeHub, folder: Path) -> None:
     url = push(folder)
     assert hub.created[REPO]["visibility"] == "private"
-    manifest = ownership.manifest(described(folder))
+    manifest = ownership.manifest(file_checksums(folder))
     assert hub.uploads[REPO] == files_of(folder) | {"manifest.json": manifest}
     assert json.loads(manifest)["files"].keys() == files_of(folder).keys()
     assert url.startswith(f"{hub.url}/{REPO}/commit/")
@@ -79,8 +79,8 @@ def test_a_push_removes_what_an_earlier_one_brought_and_nothing_else(hub: FakeHu
     ("manifest", "named"),
     [
         (None, "files that are not of an earlier export: adapter_config.json, model.safetensors.index.json, notes.txt"),
-        (b"{}", "its manifest.json is damaged, or not of this card"),
-        (b'{"files": {"notes.txt": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64), "damaged, or not of this card"),
+        (b"{}", "its manifest.json is invalid or not of this card"),
+        (b'{"files": {"notes.txt": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64), "invalid or not of this card"),
     ],
 )
 def test_a_repository_of_others_is_refused_before_the_work_begins(
@@ -98,14 +98,17 @@ def test_a_repository_of_others_is_refused_before_the_work_begins(
     push(folder, overwrite=True)
     del hub.uploads[REPO]["manifest.json"]
     assert hub.uploads[REPO] == others | files_of(folder)
-    assert "not its own: adapter_config.json, model.safetensors.index.json" in capsys.readouterr().out
+    assert (
+        "that are not of the exported model: adapter_config.json, model.safetensors.index.json"
+        in capsys.readouterr().out
+    )
 
 
 def test_weights_of_others_beside_an_earlier_push_are_refused(hub: FakeHub, folder: Path) -> None:
     push(folder)
     hub.uploads[REPO]["pytorch_model.bin"] = b"o"
     before = dict(hub.uploads[REPO])
-    with pytest.raises(UserError, match=r"that a server would load: pytorch_model.bin"):
+    with pytest.raises(UserError, match=r"which a server would load: pytorch_model.bin"):
         push(folder)
     assert hub.uploads[REPO] == before
 
@@ -130,7 +133,7 @@ def test_a_push_without_a_right_token(hub: FakeHub, folder: Path, monkeypatch: p
         publish.check_hub(REPO)
     assert "hf_wrong" not in str(refused.value)
     with pytest.raises(
-        UserError, match=r"pushing to someone/tuned was answered with 403: the token in HF_TOKEN may not"
+        UserError, match=r"the push to someone/tuned failed with status 403: the token in HF_TOKEN has no"
     ):
         publish.push(folder, "someone/tuned", private=True, message="m")
     monkeypatch.delenv("HF_TOKEN")

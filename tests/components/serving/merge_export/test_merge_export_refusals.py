@@ -15,10 +15,8 @@ def test_a_merge_that_changes_the_answers_is_refused(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The adapter is lost on the way into the files.
-    monkeypatch.setattr(shards, "_owners", lambda _: {})
-    with pytest.raises(
-        UserError, match=r"isn't the one that was trained: on 16 validation rows .* loss \d+\.\d{4}, the"
-    ):
+    monkeypatch.setattr(shards, "_changing_modules", lambda _: {})
+    with pytest.raises(UserError, match=r"differs from the adapter: on 16 validation rows .* loss \d+\.\d{4}, the"):
         export(base, adapter, tmp_path)
     assert not (tmp_path / "merged").exists()
     assert not (tmp_path / "merged.partial").exists()
@@ -31,14 +29,14 @@ def test_the_tolerances_are_settings(base: Path, adapter: Path, tmp_path: Path) 
 
 def test_figures_that_are_not_finite_are_refused() -> None:
     figures = parity.Parity(1, 10, 1.0, float("nan"), float("nan"), 1.0, float("nan"))
-    assert "the merged model nan" in parity.Bounds(0.05, 0.95).broken_by(figures)
+    assert "the merged model nan" in parity.Tolerances(0.05, 0.95).violation(figures)
 
 
 def test_an_adapter_with_values_that_are_not_finite(base: Path, adapter: Path, tmp_path: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     next(value for name, value in weights.items() if "lora_B" in name).fill_(float("nan"))
     save_file(weights, adapter / "adapter_model.safetensors")
-    with pytest.raises(UserError, match="holds values that are not finite"):
+    with pytest.raises(UserError, match="would have values that are not finite"):
         export(base, adapter, tmp_path)
 
 
@@ -62,9 +60,9 @@ def test_results_that_lack_something(base: Path, adapter: Path, tmp_path: Path, 
 
 
 def test_an_adapter_of_another_model(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not fit the base model"):
+    with pytest.raises(UserError, match="does not match the base model"):
         export(tiny_model(tmp_path / "wide", hidden=96), trained, tmp_path)
-    with pytest.raises(UserError, match=r"use token 3\d\d, the base model has embeddings for 300"):
+    with pytest.raises(UserError, match=r"have token 3\d\d, but the base model has 300 embeddings"):
         export(tiny_model(tmp_path / "short", vocabulary=300), trained, tmp_path)
 
 

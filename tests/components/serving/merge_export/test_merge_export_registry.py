@@ -113,9 +113,9 @@ def test_a_version_is_registered_once_with_the_run_it_comes_from(server: FakeReg
 def test_registries_that_cannot_be_used(server: FakeRegistry) -> None:
     client = registry.connect(server.url)
     server.refuse = 403
-    with pytest.raises(UserError, match=r"did not take addresses/abc: .*403"):
+    with pytest.raises(UserError, match=r"rejected addresses/abc: .*403"):
         registry.register(client, registration())
-    with pytest.raises(UserError, match="does not answer as a Model Registry"):
+    with pytest.raises(UserError, match="is not a reachable Model Registry"):
         registry.connect(server.url)
     with pytest.raises(UserError, match=r"registry_url = 'http://127.0.0.1:1' does not answer"):
         registry.connect("http://127.0.0.1:1")
@@ -133,5 +133,5 @@ def test_the_card_registers_where_a_server_finds_the_weights(server: FakeRegistr
     assert facts.registered == f"addresses/{facts.content_hash.removeprefix('sha256:')[:12]}"
     assert server.kept["artifacts"][0]["uri"] == URI.replace("minio", "s3") + "/"
     assert f"| registered as | {facts.registered} |" in (tmp_path / "summary.md").read_text()
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="must be set together"):
         step.Settings(registry_url=server.url)

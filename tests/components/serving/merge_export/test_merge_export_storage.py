@@ -63,7 +63,7 @@ def test_an_export_that_broke_off_is_continued(
     monkeypatch.setattr(system, "put_file", cut)
     monkeypatch.setattr(object_stores, "PAUSES", (0.0,))
     monkeypatch.setattr(export, "FILES_AT_ONCE", 1)
-    with pytest.raises(UserError, match=r"ConnectionResetError.* run again to continue where it broke off"):
+    with pytest.raises(UserError, match=r"ConnectionResetError.* run again to resume the copy"):
         export.export(folder, store.url("models/b"))
     assert "models/b/manifest.json" not in set(store.keys())
     first = [*sent]
@@ -72,7 +72,7 @@ def test_an_export_that_broke_off_is_continued(
     broken.clear()
     export.export(folder, store.url("models/b"))
     assert sent[len(first) :] == ["config.json", "model-00003-of-00003.safetensors"]
-    assert "export: 3 of 5 files had arrived before" in capsys.readouterr().out
+    assert "export: 3 of 5 files were uploaded before" in capsys.readouterr().out
     assert all(store.get(f"models/b/{name}") == content for name, content in files_of(folder).items())
     assert set(json.loads(store.get("models/b/manifest.json"))["files"]) == set(files_of(folder))
     assert "models/b/manifest.unfinished.json" not in set(store.keys())
@@ -137,17 +137,20 @@ def test_a_place_of_others_is_refused_and_never_cleared(
     for act in (export.check_export, lambda uri: export.export(folder, uri)):
         with pytest.raises(UserError) as refused:
             act(place)
-        assert f"export_uri = {place!r} holds files that are not of an earlier export: " in str(refused.value)
+        assert f"export_uri = {place!r} has files that are not of an earlier export: " in str(refused.value)
         assert "adapter_config.json, model.safetensors.index.json, theirs/a/weights.pt" in str(refused.value)
         assert "`merge_export: {export_overwrite: true}` in the recipe" in str(refused.value)
     assert store.keys() == before
-    with pytest.raises(UserError, match=r"holds files .*: models/adapter_config.json"):
+    with pytest.raises(UserError, match=r"has files .*: models/adapter_config.json"):
         export.check_export(store.url("shared"))  # the folder above
     export.check_export(place, overwrite=True)
     export.export(folder, place, overwrite=True)
     for name, content in {**others, **files_of(folder)}.items():
         assert store.get(f"shared/models/{name}") == content
-    assert "not its own: adapter_config.json, model.safetensors.index.json" in capsys.readouterr().out
+    assert (
+        "that are not of the exported model: adapter_config.json, model.safetensors.index.json"
+        in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match=r"that a server would load: adapter_config.json, model.safetensors.index.json"):
         export.check_export(place)  # ours by now, but no better to serve
 
@@ -187,10 +190,10 @@ def test_a_manifest_that_is_not_ours_removes_nothing(
     for name in ("precious.txt", "config.json", "sub/config.json", "../config.json", "../precious.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("{}")
-    (place / (export.UNFINISHED if broken_off else "manifest.json")).write_bytes(manifest)
+    (place / (export.UNFINISHED_MANIFEST if broken_off else "manifest.json")).write_bytes(manifest)
     before = files_of(place.parent)
     for act in (export.check_export, lambda uri: export.export(folder, uri)):
-        with pytest.raises(UserError, match="holds files that are not of an earlier export"):
+        with pytest.raises(UserError, match="has files that are not of an earlier export"):
             act(str(place))
     assert files_of(place.parent) == before
     export.export(folder, str(place), overwrite=True)
@@ -263,7 +266,7 @@ def test_a_file_that_arrives_short_is_noticed(folder: Path, monkeypatch: pytest.
             system.pipe_file(remote, Path(local).read_bytes()[:-1])
 
     monkeypatch.setattr(type(system), "put_file", staticmethod(cut))
-    with pytest.raises(UserError, match=r"not whole: model-00003-of-00003.safetensors \(8999 of 9000 bytes\)"):
+    with pytest.raises(UserError, match=r"incomplete: model-00003-of-00003.safetensors \(8999 of 9000 bytes\)"):
         export.export(folder, "memory://short/model")
     assert not system.exists("memory://short/model/manifest.json")
 

@@ -37,17 +37,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_are_those_of_a_merge_in_memory(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict, load_in_4bit: bool
 ) -> None:
-    monkeypatch.setattr(shards, "BLOCK", 1)  # several blocks of rows even in a tiny model
+    monkeypatch.setattr(shards, "CHUNK_VALUES", 1)  # several blocks of rows even in a tiny model
     adapter = make_adapter(base, tmp_path / "ft_result", load_in_4bit, **lora)
     rows, stored, answered = parity.parity_rows(adapter), {}, {}
-    for way in (merge.FromFiles, merge.InMemory):
+    for way in (merge.StreamingMerger, merge.InMemoryMerger):
         merger, folder = way(base, adapter, load_in_4bit), tmp_path / way.__name__
-        answered[way] = [merger.adapter_answers(rows), merger.adapter_answers(rows, original=True)]
+        answered[way] = [merger.adapter_predictions(rows), merger.adapter_predictions(rows, original=True)]
         folder.mkdir()
         merger.write(folder, torch.float32)
-        answered[way].append(merger.merged_answers(folder, rows, torch.float32))
+        answered[way].append(merger.merged_predictions(folder, rows, torch.float32))
         stored[way] = load_file(folder / "model.safetensors")
-        if way is merge.FromFiles:  # in the base's own precision only what the adapter changes is written anew
+        if way is merge.StreamingMerger:  # in the base's own precision only what the adapter changes is written anew
             (tmp_path / "patched").mkdir()
             merger.write(tmp_path / "patched", torch.bfloat16)
             patched = load_file(tmp_path / "patched" / "model.safetensors")
@@ -83,7 +83,7 @@ def test_architecture_with_other_names_in_its_files_is_merged_in_memory(
     AutoTokenizer.from_pretrained(like).save_pretrained(tmp_path / "base")
     adapter = make_adapter(tmp_path / "base", tmp_path / "ft_result", target_modules=["q_proj", "v_proj"])
     facts = export(tmp_path / "base", adapter, tmp_path, dtype="float32")
-    assert "with the whole model in memory: MixtralForCausalLM keeps" in capsys.readouterr().out
+    assert "merging in memory: the files of MixtralForCausalLM have" in capsys.readouterr().out
     assert facts.agreement == 1.0 and facts.max_logit_difference < 1e-3
 
 
@@ -113,10 +113,10 @@ def test_memory_is_that_of_one_file(tmp_path: Path) -> None:
         "torch.set_num_threads(1)\n"
         "rows = parity.parity_rows(adapter)[:2]\n"
         "before = peak()\n"
-        "merger = merge.merger(base, adapter, False)\n"
-        "merger.adapter_answers(rows)\n"
+        "merger = merge.create_merger(base, adapter, False)\n"
+        "merger.adapter_predictions(rows)\n"
         "merger.write(folder, torch.bfloat16)\n"
-        "merger.merged_answers(folder, rows, torch.float32)\n"
+        "merger.merged_predictions(folder, rows, torch.float32)\n"
         "print(json.dumps(peak() - before))\n"
     )
     (tmp_path / "merged").mkdir()

@@ -24,10 +24,10 @@ PLAIN = {"r": 512, "base_model_name_or_path": "owner/base", "init_lora_weights":
 def test_it_says_why(tmp_path: Path, config: dict, reason: str) -> None:
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(PLAIN | config))
-    with pytest.raises(UserError, match=f"on a shared base, for {reason}: serve the merged model"):
-        adapters.of(tmp_path, "s3://bucket/model")
+    with pytest.raises(UserError, match=f"on a shared base: {reason}. Serve the merged model"):
+        adapters.find_adapter(tmp_path, "s3://bucket/model")
     file.write_text(json.dumps(PLAIN))
-    assert adapters.of(tmp_path, "s3://bucket/model").rank == 512
+    assert adapters.find_adapter(tmp_path, "s3://bucket/model").rank == 512
 
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -54,4 +54,4 @@ def test_a_base_on_the_hub_is_the_commit_that_the_adapter_was_trained_on(
 ) -> None:
     config = PLAIN | {"base_model_name_or_path": named, "revision": revision}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert adapters.of(tmp_path, "s3://bucket/model", chosen, origin).base == base
+    assert adapters.find_adapter(tmp_path, "s3://bucket/model", chosen, origin).base == base

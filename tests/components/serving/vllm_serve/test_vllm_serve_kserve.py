@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from cluster.fake_api.kserve import REVISION, Fate
 from cluster.fake_api.model import Serving
-from cluster.world import NAME, PACE, V1, V2, World, fixture_make, fixture_world, rollout_of  # noqa: F401
+from cluster.world import NAME, TIMEOUTS, V1, V2, World, fixture_make, fixture_world, rollout_of  # noqa: F401
 
 from llm_finetune.components.serving.vllm_serve.kserve import manifests
+from llm_finetune.components.serving.vllm_serve.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,13 @@ def test_slow_start_tells_what_it_waits_for(world: World, capsys: pytest.Capture
     threading.Thread(target=script).start()
     world.deploy(V1)
     told = capsys.readouterr().out
-    steps = ["no node for pod", "pulling the image", "loading the weights", "starting the server", "asked"]
+    steps = [
+        "no node for pod",
+        "pulling the image",
+        "loading the weights",
+        "starting the server",
+        "sending test prompts",
+    ]
     assert [told.index(step) for step in steps] == sorted(told.index(step) for step in steps)
     assert world.serves(V1)
 
@@ -121,9 +128,8 @@ def test_existing_spelling_of_the_mode_is_kept(make: Callable[..., World]) -> No
 
 def test_spelling_that_an_upgrade_left_behind_is_mended(make: Callable[..., World]) -> None:
     world = make("0.18")
-    legacy = manifests.inference_service(
-        manifests.Deployment(NAME, V1, "team", gpu_count=0, mode="RawDeployment", content=f"sha256:{V1}")
-    )
+    settings = Settings(deployment_name=NAME, namespace="team", gpu_count="0", deployment_mode="RawDeployment")
+    legacy = manifests.inference_service(manifests.Deployment(settings, V1, content=f"sha256:{V1}"))
     world.api.store.apply(legacy, "llm-finetune")
     time.sleep(0.3)
     assert world.service()["status"]["deploymentMode"] == "Standard"
@@ -175,7 +181,7 @@ def test_change_in_between_is_not_overwritten(world: World) -> None:
 
     world.api.store.admission.append(intrude)
     message = world.refused(V2)
-    assert "owns .spec.predictor.timeout" in message or "changed by someone else" in message
+    assert "owns .spec.predictor.timeout" in message or "changed by another client" in message
     assert world.uri() == V1 and world.service()["spec"]["predictor"]["timeout"] == 99
 
 
@@ -217,7 +223,7 @@ def test_busy_api_is_waited_for(world: World, status: int) -> None:
 def test_api_that_restarts_in_mid_wait_is_waited_for(world: World) -> None:
     world.kserve.fates[V1] = Fate(seconds=1.0)
     threading.Timer(0.5, lambda: world.api.restart(down=0.4)).start()
-    world.deploy(V1, pace=replace(PACE, ready=8, pause=0.05))
+    world.deploy(V1, timeouts=replace(TIMEOUTS, ready=8, retry_delay=0.05))
     assert world.serves(V1)
 
 
@@ -228,11 +234,11 @@ def test_watch_is_a_help_not_a_need(world: World, trouble: str) -> None:
         world.api.fail(0, times=50, path="inferenceservices$")
     elif trouble == "expired":
         world.kserve.tick = world.api.store.expire
-    pace = replace(PACE, poll=1.0, ready=10)
+    timeouts = replace(TIMEOUTS, poll=1.0, ready=10)
     if trouble == "forbidden":
         real = world.api.store.admission
         real.append(lambda obj, _: world.api.deny("watch", "serving.kserve.io", "inferenceservices"))
-    world.deploy(V1, pace=pace)
+    world.deploy(V1, timeouts=timeouts)
     assert [p for _, p in world.api.requests if "watch=" in p]
     assert world.serves(V1)
 
@@ -240,7 +246,7 @@ def test_watch_is_a_help_not_a_need(world: World, trouble: str) -> None:
 def test_watch_makes_a_change_seen_at_once(world: World) -> None:
     world.kserve.fates[V1] = Fate(seconds=0.5)
     begun = time.monotonic()
-    world.deploy(V1, pace=replace(PACE, poll=5.0, ready=20))
+    world.deploy(V1, timeouts=replace(TIMEOUTS, poll=5.0, ready=20))
     assert time.monotonic() - begun < 4 and world.serves(V1)
 
 
@@ -248,10 +254,9 @@ def test_api_that_stays_away_says_what_may_be_left(world: World) -> None:
     world.deploy(V1)
     world.kserve.fates[V2] = Fate(seconds=100)
     threading.Timer(0.5, world.api.stop).start()
-    message = world.refused(V2, pace=replace(PACE, pause=0.005))
+    message = world.refused(V2, timeouts=replace(TIMEOUTS, retry_delay=0.005))
     assert (
-        "the Kubernetes API does not answer" in message
-        and f"Putting InferenceService team/{NAME} back failed" in message
+        "the Kubernetes API is unreachable" in message and f"Restoring InferenceService team/{NAME} failed" in message
     )
     assert f"kubectl -n team describe inferenceservice {NAME}" in message
     world.api._server = world.api._listen(world.api.port)
@@ -272,7 +277,7 @@ def test_later_deployment_is_not_undone(world: World) -> None:
 
     threading.Timer(0.5, other).start()
     message = world.refused(V2)
-    assert "asks for revision theirs now" in message and "left as it is" in message
+    assert "its revision is theirs" in message and "was not changed back" in message
     assert world.uri() == "gs://bucket/v3"
 
 
@@ -281,5 +286,5 @@ def test_service_that_somebody_deletes_is_not_made_again(world: World) -> None:
     world.kserve.fates[V2] = Fate(seconds=100)
     key = ("serving.kserve.io/v1beta1", "InferenceService", "team", NAME)
     threading.Timer(0.5, lambda: world.api.store.delete(key)).start()
-    assert "was deleted by someone else" in world.refused(V2)
+    assert "was deleted by another client" in world.refused(V2)
     assert world.service() is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cluster.fates import BAD
-from cluster.world import NAME, PACE, V1, World, fixture_make, fixture_world  # noqa: F401
+from cluster.world import NAME, TIMEOUTS, V1, World, fixture_make, fixture_world  # noqa: F401
 
 from llm_finetune.components.serving.vllm_serve import targets
 from llm_finetune.components.serving.vllm_serve.settings import Settings
@@ -25,9 +25,9 @@ def adapter(world: World, name: str, rank: int = 16, base: str = "owner/base") -
 def serve(world: World, name: str, rank: int = 16, base: str = "owner/base", **settings: Any) -> dict[str, Any]:
     name_of_base, _, commit = base.partition(":")
     metadata = {"content_hash": name, "origin": {"base_model": name_of_base, "base_revision": commit}}
-    model = targets.Served(adapter(world, name, rank, name_of_base), f"gs://bucket/{name}", metadata)
+    model = targets.ServedModel(adapter(world, name, rank, name_of_base), f"gs://bucket/{name}", metadata)
     chosen = {"deployment_name": name, "serve_adapter": True, "adapter_service": "shared", "gpu_count": "0"} | settings
-    return targets.kserve(model, world.folder / "info.json", world.folder / "page.md", Settings.of(chosen), PACE)
+    return targets.kserve(model, world.folder / "info.json", world.folder / "page.md", Settings.of(chosen), TIMEOUTS)
 
 
 def places(world: World) -> dict[str, str]:
@@ -67,7 +67,7 @@ def test_adapter_that_does_not_answer_leaves_the_others(world: World) -> None:
     serve(world, "sql")
     before = world.service("shared")["spec"]
     world.kserve.fates["gs://bucket/chat"] = BAD
-    with pytest.raises(UserError, match=r"chat gave an empty answer(.|\n)*was put back and serves"):
+    with pytest.raises(UserError, match=r"chat returned an empty answer(.|\n)*was restored and is ready"):
         serve(world, "chat")
     assert world.service("shared")["spec"] == before
 
@@ -77,10 +77,10 @@ def test_adapter_that_does_not_answer_leaves_the_others(world: World) -> None:
     [
         (
             {"remove_adapters": ["sq"], "base": "owner/base:1"},
-            r"shared has no 'sq'; did you mean 'sql'\? \(it has sql\)",
+            r"shared has no adapter 'sq'; did you mean 'sql'\? \(it has sql\)",
         ),
-        ({"base": "owner/other"}, "shared serves hf://owner/base:1, and this adapter belongs on hf://owner/other"),
-        ({"base": "owner/base:2"}, "serves hf://owner/base:1, and this adapter belongs on hf://owner/base:2"),
+        ({"base": "owner/other"}, "shared serves the base hf://owner/base:1, but the adapter needs hf://owner/other"),
+        ({"base": "owner/base:2"}, "serves the base hf://owner/base:1, but the adapter needs hf://owner/base:2"),
     ],
 )
 def test_adapter_that_does_not_fit(world: World, settings: dict[str, Any], words: str) -> None:
@@ -93,14 +93,14 @@ def test_adapter_that_does_not_fit(world: World, settings: dict[str, Any], words
 
 def test_adapter_on_a_kserve_that_fetches_one_model(make: Callable[..., World]) -> None:
     world = make("0.15")
-    with pytest.raises(UserError, match=r"KServe 0\.15 fetches one model per service"):
+    with pytest.raises(UserError, match=r"KServe 0\.15 supports one model per service"):
         serve(world, "sql")
     assert world.service("shared") is None
 
 
 def test_service_without_adapters_is_not_taken_for_a_base(world: World) -> None:
     world.deploy(V1)
-    with pytest.raises(UserError, match="exists and carries no adapters"):
+    with pytest.raises(UserError, match="exists and serves no adapters"):
         serve(world, "sql", adapter_service=NAME)
     assert world.serves(V1)
 
@@ -108,9 +108,9 @@ def test_service_without_adapters_is_not_taken_for_a_base(world: World) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"remove_adapters": ["a"]}, "remove_adapters is for serve_adapter = True"),
-        ({"serve_adapter": True, "canary_percent": 5}, "an adapter is already apart from the others"),
-        ({"serve_adapter": True, "adapter_service": "llm-finetune-v1"}, "so they must differ"),
+        ({"remove_adapters": ["a"]}, "remove_adapters needs serve_adapter = True"),
+        ({"serve_adapter": True, "canary_percent": 5}, "serve_adapter does not support canary_percent"),
+        ({"serve_adapter": True, "adapter_service": "llm-finetune-v1"}, "which must differ"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], words: str) -> None:

@@ -59,7 +59,9 @@ def test_knative_canary_that_fails_never_gets_traffic(make: Callable[..., World]
     first = world.deploy(V1, deployment_mode="Knative")
     world.kserve.fates[V2] = BAD
     message = world.refused(V2, deployment_mode="Knative", canary_percent=20)
-    assert "gave an empty answer" in message and f"revision {first['revision']} was put back and serves" in message
+    assert (
+        "returned an empty answer" in message and f"revision {first['revision']} was restored and is ready" in message
+    )
     assert world.uri() == V1 and "00002" not in traffic(world)
     assert "canaryTrafficPercent" not in world.service()["spec"]["predictor"]
 
@@ -69,7 +71,7 @@ def test_knative_without_an_address_for_the_canary(make: Callable[..., World]) -
     world.deploy(V1, deployment_mode="Knative")
     world.kserve.tags = False
     message = world.refused(V2, deployment_mode="Knative", canary_percent=20)
-    assert "did not get the address of the new revision" in message and world.uri() == V1
+    assert "did not get a tag URL for the new revision" in message and world.uri() == V1
 
 
 # Standard
@@ -81,13 +83,13 @@ def test_share_that_would_be_ignored_is_refused(make: Callable[..., World], gene
     world.deploy(V1)
     written = world.writes()
     message = world.refused(V2, canary_percent=10)
-    words = "only with the Gateway API" if generation == "0.20" else "cannot split traffic in mode Standard"
-    assert words in message and "candidate_first = True" in message and "ignore the share in silence" in message
+    words = "with the Gateway API only" if generation == "0.20" else "cannot split traffic in mode Standard"
+    assert words in message and "candidate_first = True" in message and "KServe would ignore the setting" in message
     assert world.writes() == written and world.serves(V1)
 
 
 def test_share_without_anything_to_share_with(world: World) -> None:
-    assert f"nothing is deployed as {NAME} to share the traffic with" in world.refused(V1, canary_percent=10)
+    assert f"InferenceService {NAME} does not exist" in world.refused(V1, canary_percent=10)
     assert world.service() is None
 
 
@@ -130,7 +132,7 @@ def test_gateway_canary_that_fails_is_taken_away(make: Callable[..., World], fat
     before = world.service()["spec"]
     world.kserve.fates[V2] = fate
     message = world.refused(V2, canary_percent=10)
-    assert f"the previous revision {first['revision']} was put back and serves" in message
+    assert f"the previous revision {first['revision']} was restored and is ready" in message
     assert world.service()["spec"] == before and world.serves(V1)
     # KServe removes the canary's Deployment a moment after its entry.
     deadline = time.monotonic() + 2
@@ -143,7 +145,10 @@ def test_gateway_that_gives_the_canary_no_traffic(make: Callable[..., World]) ->
     world = gateway(make, splits=False)
     world.deploy(V1)
     message = world.refused(V2, canary_percent=10)
-    assert "did not get 10 % of the traffic in the HTTPRoute; this KServe runs the canary without traffic" in message
+    assert (
+        "did not get 10 % of the traffic in the HTTPRoute; this version of KServe runs the canary without traffic"
+        in message
+    )
     assert "canary" not in world.service()["spec"] and world.serves(V1)
 
 
@@ -151,7 +156,7 @@ def test_route_that_may_not_be_read(make: Callable[..., World]) -> None:
     world = gateway(make)
     world.deploy(V1)
     world.api.deny("get", "gateway.networking.k8s.io", "httproutes")
-    assert "may not read the HTTPRoute" in world.refused(V2, canary_percent=10)
+    assert "no permission to read the HTTPRoute" in world.refused(V2, canary_percent=10)
     assert world.serves(V1)
 
 
@@ -173,8 +178,8 @@ def test_candidate_that_fails_leaves_the_service_alone(world: World) -> None:
     generation = world.service()["metadata"]["generation"]
     world.kserve.fates[V2] = BAD
     message = world.refused(V2, candidate_first=True)
-    assert f"{NAME}-candidate gave an empty answer" in message
-    assert f"InferenceService team/{NAME}-candidate, which did not exist before, was removed" in message
+    assert f"{NAME}-candidate returned an empty answer" in message
+    assert f"InferenceService team/{NAME}-candidate, which did not exist before, was deleted" in message
     assert world.service(f"{NAME}-candidate") is None
     assert world.service()["metadata"]["generation"] == generation and world.serves(V1)
 
@@ -189,5 +194,5 @@ def test_candidate_that_an_earlier_run_left_is_taken_over(world: World) -> None:
 def test_candidate_instead_of_a_share(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.deploy(V1)
     info = world.deploy(V2, canary_percent=10, candidate_first=True)
-    assert "tried in a candidate service instead of taking 10 % of the traffic" in capsys.readouterr().out
+    assert "testing the model in a candidate service instead of canary_percent = 10" in capsys.readouterr().out
     assert info["traffic"] == "all of the traffic" and world.serves(V2)

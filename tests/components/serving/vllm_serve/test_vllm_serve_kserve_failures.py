@@ -10,16 +10,16 @@ import yaml
 from cluster.fake_api.kserve import Fate
 from cluster.fake_api.model import Serving
 from cluster.fates import FAILURES, QUOTA, SERVER, crashing, refusal, unschedulable, waiting
-from cluster.world import NAME, PACE, V1, V2, World, fixture_make, fixture_world  # noqa: F401
+from cluster.world import NAME, TIMEOUTS, V1, V2, World, fixture_make, fixture_world  # noqa: F401
 
 
 @pytest.mark.parametrize("row", FAILURES)
 def test_reason_is_told_and_a_first_deployment_is_removed(world: World, row: str) -> None:
     world.kserve.fates[V1], words = FAILURES[row]
-    message = world.refused(V1, pace=replace(PACE, ready=3 if row == "time" else 1.5))
+    message = world.refused(V1, timeouts=replace(TIMEOUTS, ready=3 if row == "time" else 1.5))
     for word in words:
         assert word in message
-    assert f"InferenceService team/{NAME}, which did not exist before, was removed" in message
+    assert f"InferenceService team/{NAME}, which did not exist before, was deleted" in message
     assert world.service() is None and world.api.store.all("Pod") == [] and world.api.store.all("Deployment") == []
 
 
@@ -32,7 +32,7 @@ def test_reason_is_told_and_the_old_revision_goes_on(make: Callable[..., World],
     world.kserve.fates[V2], words = FAILURES[row]
     message = world.refused(V2)
     assert words[0] in message
-    assert f"the previous revision {first['revision']} was put back and serves" in message
+    assert f"the previous revision {first['revision']} was restored and is ready" in message
     assert world.service()["spec"] == before and world.serves(V1)
 
 
@@ -41,14 +41,14 @@ def test_knative_revision_that_fails_is_put_back(world: World, row: str) -> None
     first = world.deploy(V1, deployment_mode="Knative")
     world.kserve.fates[V2], words = FAILURES[row]
     message = world.refused(V2, deployment_mode="Knative")
-    assert words[0] in message and f"the previous revision {first['revision']} was put back and serves" in message
+    assert words[0] in message and f"the previous revision {first['revision']} was restored and is ready" in message
     assert world.uri() == V1
 
 
 def test_knative_quota(world: World) -> None:
     condition = {"type": "ResourcesAvailable", "status": "False", "reason": "FailedCreate", "message": QUOTA}
     world.kserve.fates[V1] = Fate(deployment=condition)
-    assert "pods cannot be made: FailedCreate" in world.refused(V1, deployment_mode="Knative")
+    assert "pods cannot be created: FailedCreate" in world.refused(V1, deployment_mode="Knative")
     assert world.service() is None
 
 
@@ -63,7 +63,7 @@ PASSING = {
 def test_trouble_that_passes_is_waited_out(world: World, trouble: str) -> None:
     world.kserve.fates[V1] = fate = Fate(pod=PASSING[trouble])
     threading.Timer(0.5, lambda: setattr(fate, "pod", None)).start()
-    world.deploy(V1, pace=replace(PACE, image=5, unschedulable=5))
+    world.deploy(V1, timeouts=replace(TIMEOUTS, image_pull=5, unschedulable=5))
     assert world.serves(V1)
 
 
@@ -85,7 +85,7 @@ def test_slow_deployment_is_not_given_up(world: World, capsys: pytest.CaptureFix
     )
     threading.Timer(0.6, lambda: setattr(fate, "deployment", None)).start()
     world.deploy(V1)
-    assert "slow: ProgressDeadlineExceeded" in capsys.readouterr().out and world.serves(V1)
+    assert "slow rollout: ProgressDeadlineExceeded" in capsys.readouterr().out and world.serves(V1)
 
 
 def test_failure_of_an_earlier_revision_is_not_held_against_the_new_one(world: World) -> None:
@@ -102,8 +102,8 @@ def test_failure_of_an_earlier_revision_is_not_held_against_the_new_one(world: W
 # The smoke test
 
 ANSWERS = {
-    "empty": (Serving(text=" "), "gave an empty answer"),
-    "endless": (Serving(finish="length"), "ended none of its 1 answers by itself within 128 tokens"),
+    "empty": (Serving(text=" "), "returned an empty answer"),
+    "endless": (Serving(finish="length"), "none of the 1 answers of llm ended within 128 tokens"),
     "unlisted": (Serving(names=("another",)), f"lists another, not '{NAME}'"),
     "broken": (Serving(refuses=500), "answered 500"),
     "away": (Serving(refuses=503), "answered 503: no healthy upstream"),
@@ -116,7 +116,7 @@ def test_model_that_does_not_answer_right_is_put_back(world: World, kind: str) -
     serving, words = ANSWERS[kind]
     world.kserve.fates[V2] = Fate(serving=serving)
     message = world.refused(V2)
-    assert words in message and f"revision {first['revision']} was put back and serves" in message
+    assert words in message and f"revision {first['revision']} was restored and is ready" in message
     assert world.serves(V1)
 
 
@@ -129,14 +129,14 @@ def test_model_that_never_stops_can_be_allowed(world: World) -> None:
 def test_route_that_follows_late_is_waited_for(world: World) -> None:
     world.kserve.fates[V1] = fate = Fate(serving=Serving(refuses=503))
     threading.Timer(0.35, lambda: setattr(fate, "serving", Serving())).start()
-    world.deploy(V1, pace=replace(PACE, settle=3))
+    world.deploy(V1, timeouts=replace(TIMEOUTS, settle=3))
     assert world.serves(V1)
 
 
 def test_mesh_that_refuses_gets_the_policy_that_is_missing(world: World) -> None:
     world.kserve.fates[V1] = Fate(serving=Serving(refuses=403))
     message = world.refused(V1)
-    assert "answered 403: RBAC: access denied" in message and "run without a sidecar" in message
+    assert "answered 403: RBAC: access denied" in message and "have no sidecar" in message
     text = message[message.index("---") : message.index("InferenceService team/")]
     policy, fence = yaml.safe_load_all(text.rstrip().removesuffix("."))
     assert policy["kind"] == "AuthorizationPolicy" and policy["metadata"]["namespace"] == "team"

@@ -53,8 +53,10 @@ def test_missing_rights_are_listed_together(world: World) -> None:
     world.api.deny("patch", KSERVE, "inferenceservices")
     world.api.deny("get", "", "pods/log")
     message = world.refused(V1)
-    assert "no right to create, patch inferenceservices.serving.kserve.io; get pods/log in namespace team" in message
-    assert "Bind the Role of manifests/base" in message and "own profile's namespace" in message
+    assert (
+        "no permission to create, patch inferenceservices.serving.kserve.io; get pods/log in namespace team" in message
+    )
+    assert "Bind the Role of manifests/base" in message and "the namespace of its profile" in message
     assert nothing_changed(world)
 
 
@@ -89,7 +91,7 @@ def test_runtime_that_may_not_be_read_is_noted(world: World, capsys: pytest.Capt
     for plural in ("servingruntimes", "clusterservingruntimes"):
         world.api.deny("get", KSERVE, plural)
     world.deploy(V1)
-    assert "ServingRuntime llm-vllm not checked, this identity may not read it" in capsys.readouterr().out
+    assert "ServingRuntime llm-vllm not checked: no permission to read it" in capsys.readouterr().out
     assert world.serves(V1)
 
 
@@ -119,7 +121,7 @@ def test_keys_under_kfp_names_are_not_enough(world: World) -> None:
     secret(world, "mlpipeline-minio-artifact", ("accesskey", "secretkey"))
     account(world, "mlpipeline-minio-artifact")
     message = world.refused(MINIO, metadata=SESSION)
-    assert "secret mlpipeline-minio-artifact has accesskey and secretkey, which KServe does not read" in message
+    assert "secret mlpipeline-minio-artifact has accesskey and secretkey, which KServe ignores" in message
     assert nothing_changed(world)
 
 
@@ -127,7 +129,7 @@ def test_keys_for_another_endpoint(world: World) -> None:
     secret(world, "aws", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
     account(world, "aws")
     message = world.refused(MINIO, metadata=SESSION)
-    assert f"the model lies at {ENDPOINT}, but service account llm-serving has keys for aws (AWS)" in message
+    assert f"the model is stored at {ENDPOINT}, but service account llm-serving has keys for aws (AWS)" in message
     assert nothing_changed(world)
 
 
@@ -179,7 +181,7 @@ def test_secrets_that_may_not_be_read_are_noted(world: World, capsys: pytest.Cap
     [
         ([("a", 0)], {}, "no node has nvidia.com/gpu. Add such a node or its device plugin"),
         ([("a", 2)], {"gpu_count": "4"}, "gpu_count = 4, but no node has more than 2 nvidia.com/gpu"),
-        ([("a", 2)], {"gpu_type": "amd.com/gpu"}, "no node has amd.com/gpu; the nodes offer nvidia.com/gpu"),
+        ([("a", 2)], {"gpu_type": "amd.com/gpu"}, "no node has amd.com/gpu; the nodes have nvidia.com/gpu"),
         ([("a", 1)], {"node_selector": {"pool": "l4"}}, "has the labels of node_selector (pool=l4)"),
     ],
 )
@@ -198,14 +200,14 @@ def test_autoscaler_may_add_the_node(world: World, scaler: str, capsys: pytest.C
     else:
         put(world, "ConfigMap", "cluster-autoscaler-status", metadata={"namespace": "kube-system"})
     world.deploy(V1, gpu_count="1")
-    assert f"counting on the autoscaler ({scaler}) to add one" in capsys.readouterr().out
+    assert f"the autoscaler ({scaler}) may add one" in capsys.readouterr().out
     assert world.serves(V1)
 
 
 def test_nodes_that_may_not_be_read_are_noted(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.api.deny("list", "", "nodes")
     world.deploy(V1, gpu_count="1")
-    assert "nodes not checked, this identity may not read them" in capsys.readouterr().out
+    assert "nodes not checked: no permission to read them" in capsys.readouterr().out
     limits = world.service()["spec"]["predictor"]["model"]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "1"
 
@@ -231,7 +233,7 @@ def test_quota_of_an_update_counts_the_surge_alone(world: World) -> None:
 def test_mode_of_an_existing_service_is_not_changed(world: World) -> None:
     world.deploy(V1, deployment_mode="Knative")
     message = world.refused(V2, deployment_mode="Standard")
-    assert f"InferenceService {NAME} runs in mode Knative" in message and "Set deployment_mode = Knative" in message
+    assert f"InferenceService {NAME} has mode Knative" in message and "Set deployment_mode = Knative" in message
     assert world.uri() == V1
 
 
@@ -273,5 +275,5 @@ def test_what_the_webhook_refuses_is_refused_before_any_change(world: World) -> 
 
 @pytest.mark.parametrize("uri", ["/tmp/model", "https://host/model", "s3://bucket", "hf://owner"])
 def test_uris_that_no_cluster_can_load(world: World, uri: str) -> None:
-    assert "merged_model lies at" in world.refused(uri)
+    assert "the URI of merged_model is" in world.refused(uri)
     assert nothing_changed(world)

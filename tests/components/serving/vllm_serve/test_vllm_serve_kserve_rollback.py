@@ -17,7 +17,7 @@ from cluster.world import NAME, V1, V2, World, fixture_make, fixture_world  # no
 def test_failed_first_deployment_can_be_kept(world: World) -> None:
     world.kserve.fates[V1] = FAILURES["GPU memory"][0]
     message = world.refused(V1, keep_failed=True)
-    assert "was left as it is (keep_failed); remove it with kubectl -n team delete inferenceservice llm" in message
+    assert "was kept (keep_failed); delete it with kubectl -n team delete inferenceservice llm" in message
     assert world.uri() == V1
 
 
@@ -44,7 +44,7 @@ def test_rollback_that_fails_tells_both(world: World) -> None:
     world.kserve.tick = lock
     message = world.refused(V2)
     assert "crashed 3 times" in message
-    assert f"Putting InferenceService team/{NAME} back failed as well" in message and "403" in message
+    assert f"Restoring InferenceService team/{NAME} failed: " in message and "403" in message
     assert world.uri() == V2
 
 
@@ -74,7 +74,7 @@ def test_first_touch_of_a_foreign_service_is_taken_back_whole(world: World) -> N
     time.sleep(0.3)
     world.kserve.fates[V2] = FAILURES["weights"][0]
     message = world.refused(V2)
-    assert "the previous state was put back" in message
+    assert "the previous state was restored" in message
     service = world.service()
     assert service["spec"] == theirs["spec"] and service["metadata"]["annotations"] == theirs["metadata"]["annotations"]
     assert [entry["manager"] for entry in service["metadata"]["managedFields"]] == ["kubectl"]
@@ -85,7 +85,7 @@ def test_state_that_was_broken_before_is_not_waited_for(world: World) -> None:
     world.refused(V1, keep_failed=True)
     world.kserve.fates[V2] = FAILURES["weights"][0]
     message = world.refused(V2)
-    assert "was put back; it was not ready before either" in message and world.uri() == V1
+    assert "was restored; it was not ready before the change" in message and world.uri() == V1
 
 
 # Interrupted
@@ -124,6 +124,8 @@ def test_sigterm_leaves_the_cluster_as_it_was(world: World, first: bool) -> None
     card.send_signal(signal.SIGTERM)
     told, _ = card.communicate(timeout=30)
     assert card.returncode == 143, told
-    assert ("was removed" if first else "was put back (not waited for)") in told and "Traceback" not in told
+    assert (
+        "was deleted" if first else "was restored; its readiness was not checked"
+    ) in told and "Traceback" not in told
     assert (world.service() or {}).get("spec") == before
     assert not (world.folder / "info").exists()

@@ -83,7 +83,7 @@ def launch(code: str, folder: Path, *arguments: str) -> commands.Launch:
 
 
 def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
-    with server_process.hold(0) as held:
+    with server_process.reserve_port(0) as held:
         server = server_process.start(launch(STUBBORN, tmp_path, str(held.port)), held, tmp_path / "server.log", 20)
     assert len(left(server.pid)) == 3
     info = tmp_path / "info"
@@ -105,7 +105,7 @@ def test_number_that_belongs_to_another_process_is_left_alone(tmp_path: Path) ->
 
 
 def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path: Path) -> None:
-    with server_process.hold(0) as held:
+    with server_process.reserve_port(0) as held:
         server = server_process.start(launch(STUBBORN, tmp_path, str(held.port)), held, tmp_path / "server.log", 20)
     os.kill(server.pid, signal.SIGKILL)
     assert processes.end_group(server.pid, grace=1) is True
@@ -115,13 +115,16 @@ def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path
 def test_server_that_dies_shows_its_last_words(tmp_path: Path) -> None:
     code = "import sys; print('loading'); sys.exit('ValueError: no such architecture')"
     told = r"status 1 before it was ready(.|\n)*loading\nValueError: no such"
-    with server_process.hold(0) as held, pytest.raises(UserError, match=told):
+    with server_process.reserve_port(0) as held, pytest.raises(UserError, match=told):
         server_process.start(launch(code, tmp_path), held, tmp_path / "server.log", 20)
 
 
 def test_server_that_never_gets_ready_is_ended(tmp_path: Path) -> None:
     started = time.monotonic()
-    with server_process.hold(0) as held, pytest.raises(UserError, match=r"was not ready after 1 s.*ready_timeout"):
+    with (
+        server_process.reserve_port(0) as held,
+        pytest.raises(UserError, match=r"was not ready after 1 s.*ready_timeout"),
+    ):
         server_process.start(launch("import time; time.sleep(1000)", tmp_path), held, tmp_path / "server.log", 1)
     assert time.monotonic() - started < 10
     assert not [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(1000)" in (p.info["cmdline"] or [])]
@@ -191,7 +194,7 @@ def test_adapters_come_and_go_while_vllm_serves_and_it_ends_with_its_owner(
         with pytest.raises(
             UserError, match=rf"port {urllib3.util.parse_url(url).port} .* and serves tiny-base, tiny\."
         ):
-            server_process.hold(urllib3.util.parse_url(url).port).__enter__()
+            server_process.reserve_port(urllib3.util.parse_url(url).port).__enter__()
         pasted = subprocess.run(["bash", "-c", info["example_curl"]], capture_output=True, text=True)
         assert json.loads(pasted.stdout)["choices"][0]["message"]["content"] == answer["text"]
         metrics = urllib3.request("GET", url.removesuffix("/v1") + "/metrics").data.decode()

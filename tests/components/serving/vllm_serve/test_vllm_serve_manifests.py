@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from llm_finetune.components.serving.vllm_serve.kserve import manifests
+from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.engine import storage_uris
 from llm_finetune.components.shared.errors import UserError
 
-DEPLOYMENT = manifests.Deployment(name="my-llm", storage_uri="s3://bucket/run/model/", namespace="team")
-ADAPTED = replace(DEPLOYMENT, mode="Knative", adapters=(("sql", "gs://b/sql"), ("chat", "hf://o/chat")), lora_rank=24)
+SETTINGS = Settings(deployment_name="my-llm", namespace="team")
+DEPLOYMENT = manifests.Deployment(SETTINGS, "s3://bucket/run/model/")
+KNATIVE = Settings(**vars(SETTINGS) | {"deployment_mode": "Knative"})
+ADAPTED = replace(DEPLOYMENT, settings=KNATIVE, adapters=(("sql", "gs://b/sql"), ("chat", "hf://o/chat")), lora_rank=24)
 SESSION = {
     "Provider": "minio",
     "Params": {"endpoint": "seaweedfs.kubeflow:9000", "disableSSL": "true", "secretName": "mlpipeline-minio-artifact"},
@@ -54,8 +57,8 @@ def test_store_session_gives_endpoint_and_secret(session: Any) -> None:
     [
         ("/tmp/model", "a path of this machine.*target = local"),
         ("https://host/model", "cannot load from https://"),
-        ("s3://bucket", "names no folder"),
-        ("gs:///x", "names no folder"),
+        ("s3://bucket", "has no path"),
+        ("gs:///x", "has no path"),
         ("hf://owner", "hf://owner/model"),
         ("hf://owner/model/sub", "hf://owner/model"),
     ],
@@ -67,11 +70,12 @@ def test_other_uris_are_refused(uri: str, message: str) -> None:
 
 def test_revision_changes_with_what_is_served_alone() -> None:
     first = manifests.revision(DEPLOYMENT)
-    assert manifests.revision(replace(DEPLOYMENT, replicas=3, node_selector={"a": "b"}, cpu="2")) == first
+    same = SETTINGS.model_copy(update={"replicas": 3, "node_selector": {"a": "b"}, "cpu": "2"})
+    assert manifests.revision(replace(DEPLOYMENT, settings=same)) == first
     for change in (
         {"storage_uri": "s3://bucket/other/"},
         {"content": "sha256:1"},
-        {"max_model_len": 512},
+        {"settings": SETTINGS.model_copy(update={"max_model_len": 512})},
         {"image": "vllm/vllm-openai:v0.25.0"},
     ):
         assert manifests.revision(replace(DEPLOYMENT, **change)) != first
@@ -103,7 +107,7 @@ def test_accelerators_and_flags() -> None:
         "--gpu-memory-utilization=0.9",
         "--tensor-parallel-size=1",
     ]
-    none = manifests.inference_service(manifests.Deployment(name="a", storage_uri="gs://b/c", gpu_count=0))
+    none = manifests.inference_service(manifests.Deployment(Settings(gpu_count="0"), "gs://b/c"))
     assert "tolerations" not in none["spec"]["predictor"]
     assert none["spec"]["predictor"]["model"]["args"] == ["--max-num-batched-tokens=8192"]
 
@@ -140,7 +144,7 @@ def test_manifests_are_what_the_kserve_sdk_knows() -> None:
 def test_manifests_fit_the_crd_schemas(kind: str, version: str) -> None:
     folder = os.environ.get("LLM_FINETUNE_CRD_SCHEMAS", "")
     if not folder:
-        pytest.skip("LLM_FINETUNE_CRD_SCHEMAS names no folder of CRD schemas")
+        pytest.skip("LLM_FINETUNE_CRD_SCHEMAS has no path of CRD schemas")
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((Path(folder) / f"serving.kserve.io_{kind}_{version}.json").read_text())
     fits = jsonschema.Draft202012Validator(_strict(schema))

@@ -35,11 +35,11 @@ import os, sys
 from pathlib import Path
 from llm_finetune.components.serving.vllm_serve.local import commands, server
 code, port, seconds, folder = sys.argv[1:]
-with server.hold(int(port)) as held:
+with server.reserve_port(int(port)) as reserved:
     command = [sys.executable, "-c", code, port, seconds]
     launch = commands.Launch("server", command, dict(os.environ), Path(folder), 0, "auto")
     print("holds it", flush=True)
-    print("started", server.start(launch, held, Path(folder) / "server.log", 30).pid, flush=True)
+    print("started", server.start(launch, reserved, Path(folder) / "server.log", 30).pid, flush=True)
 """
 
 
@@ -75,30 +75,30 @@ def slow(port: int, seconds: float, folder: Path) -> commands.Launch:
 
 
 def free() -> int:
-    with ports.held(0) as held:
-        return held.port
+    with ports.reserve(0) as reserved:
+        return reserved.port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_a_port_in_use_is_refused_with_who_has_it_and_the_line_to_write(address: str) -> None:
     if ":" in address and not Path("/proc/net/if_inet6").is_file():
         pytest.skip("this machine has no IPv6")
-    with listening((address, 0)) as taken, pytest.raises(UserError) as refused, ports.held(taken):
+    with listening((address, 0)) as taken, pytest.raises(UserError) as refused, ports.reserve(taken):
         pass
     told = str(refused.value)
     assert told.startswith(f"port {taken} on this machine is in use: process {os.getpid()} (")
-    assert f"listens there (on {address}) and serves someone-elses. " in told
-    assert "`vllm_serve: {port: 0}` in the recipe, `--port 0` on the command line" in told
+    assert f"listens on it (at {address}) and serves someone-elses. " in told
+    assert "`vllm_serve: {port: 0}` in the recipe or `--port 0` on the command line" in told
 
 
 def test_no_answer_is_taken_from_a_server_that_came_meanwhile(tmp_path: Path) -> None:
     with (
-        server_process.hold(0) as held,
-        listening((server_process.HOST, held.port)),
+        server_process.reserve_port(0) as reserved,
+        listening((server_process.HOST, reserved.port)),
         pytest.raises(UserError) as refused,
     ):
-        server_process.start(slow(held.port, 3, tmp_path), held, tmp_path / "server.log", 20)
-    assert f"port {held.port} on this machine is in use: process {os.getpid()} (" in str(refused.value)
+        server_process.start(slow(reserved.port, 3, tmp_path), reserved, tmp_path / "server.log", 20)
+    assert f"port {reserved.port} on this machine is in use: process {os.getpid()} (" in str(refused.value)
     assert "serves someone-elses" in str(refused.value)
 
 
@@ -108,20 +108,20 @@ def test_the_second_of_two_servers_on_one_port_is_refused_at_once(tmp_path: Path
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "holds it\n"
-    with pytest.raises(UserError, match=rf"port {port} on this machine is held .* that .*process {first.pid} \("):
-        server_process.hold(port).__enter__()
+    with pytest.raises(UserError, match=rf"port {port} on this machine is reserved .* of .*process {first.pid} \("):
+        server_process.reserve_port(port).__enter__()
     assert first.stdout.readline().startswith("started server (process group ")
     group = int(first.stdout.readline().split()[1])
     # The process that started it has ended; the server goes on, and the supervisor holds its port.
     assert first.wait(10) == 0
     server = server_process.Server(group, 0, tmp_path / "server.log", port, 0.0)
-    server_process.check(server)
+    server_process.verify_running(server)
     with pytest.raises(UserError, match=rf"port {port} on this machine is in use: process \d+ \("):
-        server_process.hold(port).__enter__()
+        server_process.reserve_port(port).__enter__()
     processes.end_group(group, grace=2)
-    with pytest.raises(UserError, match="the server has ended while it was asked"):
-        server_process.check(server)
-    with server_process.hold(port) as again:
+    with pytest.raises(UserError, match="the server exited during the test prompts"):
+        server_process.verify_running(server)
+    with server_process.reserve_port(port) as again:
         assert again.port == port
 
 
@@ -129,23 +129,23 @@ def test_a_run_holds_the_port_for_the_server_that_ends_with_it(monkeypatch: pyte
     code = """
     import os, sys
     from llm_finetune.components.serving.vllm_serve.local import server
-    with server.hold(int(sys.argv[1])) as held:
-        print("held", held.port)
+    with server.reserve_port(int(sys.argv[1])) as reserved:
+        print("reserved", reserved.port)
     """
     card = [sys.executable, "-c", textwrap.dedent(code)]
-    with ports.held(0) as run:
+    with ports.reserve(0) as run:
         own = os.environ | {server_process.OWNER_VARIABLE: str(os.getpid())}
         told = subprocess.run([*card, str(run.port)], env=own, capture_output=True, text=True)
-        assert told.stdout == f"held {run.port}\n", told.stderr
+        assert told.stdout == f"reserved {run.port}\n", told.stderr
         other = subprocess.run(
             [*card, str(run.port)], env=os.environ | {server_process.OWNER_VARIABLE: "1"}, capture_output=True
         )
-        assert other.returncode == 1 and b"is held for a server" in other.stderr
+        assert other.returncode == 1 and b"is reserved for a server" in other.stderr
 
 
-def test_a_held_port_is_given_to_nobody_who_asks_for_any(tmp_path: Path) -> None:
-    with ports.held(0) as held, socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind((server_process.HOST, held.port))
+def test_a_reserved_port_is_not_assigned_to_others(tmp_path: Path) -> None:
+    with ports.reserve(0) as reserved, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((server_process.HOST, reserved.port))
 
 
 def test_connections_of_an_earlier_server_do_not_keep_its_port(tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def test_connections_of_an_earlier_server_do_not_keep_its_port(tmp_path: Path) -
     deadline = time.monotonic() + 5
     while ports.listeners(port) and time.monotonic() < deadline:
         time.sleep(0.05)
-    with ports.held(port) as held:
-        assert held.port == port
+    with ports.reserve(port) as reserved:
+        assert reserved.port == port

@@ -21,19 +21,19 @@ ROWS = [
 
 
 def test_validation_rows_are_asked_unless_the_user_has_questions() -> None:
-    assert questions.choose(Settings(), ROWS) == questions.Asked([row.messages for row in ROWS], "validation rows")
+    assert questions.choose(Settings(), ROWS) == questions.SmokePrompts(
+        [row.messages for row in ROWS], "validation rows"
+    )
     own = questions.choose(Settings(golden_prompts=["List the tables."]), ROWS)
-    assert own == questions.Asked([[{"role": "user", "content": "List the tables."}]], "golden_prompts")
+    assert own == questions.SmokePrompts([[{"role": "user", "content": "List the tables."}]], "golden_prompts")
 
 
 def test_a_general_question_says_that_it_is_one() -> None:
     asked = questions.choose(Settings(), [])
     assert asked.conversations == [[{"role": "user", "content": "Introduce yourself in one short sentence."}]]
-    assert asked.origin == ("a general question, for no validation rows were given; golden_prompts takes your own")
+    assert asked.origin == ("a general prompt (no validation rows were given); set golden_prompts for your own")
     long = Question([{"role": "user", "content": "word " * 400}], "x")
-    assert questions.choose(Settings(), [long], context=1024).origin.startswith(
-        "a general question, for the validation"
-    )
+    assert questions.choose(Settings(), [long], context=1024).origin.startswith("a general prompt (the validation rows")
     assert questions.choose(Settings(), [long, ROWS[0]], context=1024).conversations == [ROWS[0].messages]
     assert questions.choose(Settings(), [long], context=2048).conversations == [long.messages]
 
@@ -65,5 +65,5 @@ def test_only_answers_that_are_short_in_the_data_must_end(world: World, referenc
     if not refused:
         assert world.deploy(V1, rows=rows)["answers"][0]["finish_reason"] == "length"
         return
-    with pytest.raises(smoke.UserError, match="ended none of its 1 answers by itself"):
+    with pytest.raises(smoke.UserError, match=r"none of the 1 answers of .* ended within"):
         world.deploy(V1, rows=rows)

@@ -127,7 +127,7 @@ def test_a_conversation_is_told_whole(url: str) -> None:
         ({"events": [(0, piece(" \n", "stop"))]}, "empty answer"),
         (
             {"events": [(0, piece(" ", "length")), (0, {"choices": [], "usage": {"completion_tokens": 16}})]},
-            r"wrote 16 tokens .* none of them is text \(finish_reason length\)",
+            r"generated 16 tokens without text for .* \(finish_reason length\)",
         ),
         ({"events": ANSWER[:2], "breaks": True}, "broke off"),
         ({"events": ANSWER[:2]}, "without a finish_reason"),

@@ -48,15 +48,15 @@ def test_model_facts_size_the_cache(folder: Path) -> None:
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
         (lambda f: (f / "model.safetensors").unlink(), "no \\*.safetensors weights.*save_format"),
-        (lambda f: (f / "model.safetensors").rename(f / "model.pt"), "only model.pt, which can run code"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.pt"), "only model.pt, which can execute code"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text(
                 '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
             ),
-            "index names: model-2.safetensors",
+            "of its index: model-2.safetensors",
         ),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
@@ -76,7 +76,7 @@ def test_folder_that_cannot_be_served_is_refused(folder: Path, tmp_path: Path, s
         ({"gpu_count": "one"}, "gpu_count"),
         ({"target": "cloud"}, "target = 'cloud'"),
         ({"golden_prompts": [" "]}, "a prompt is empty"),
-        ({"golden_prompts": [[{"role": "assistant", "content": "hi"}]]}, "ends with the user"),
+        ({"golden_prompts": [[{"role": "assistant", "content": "hi"}]]}, "ends with role user"),
         ({"settings": {"max_batch_token": 1}}, "did you mean 'max_batch_tokens'"),
     ],
 )
@@ -210,8 +210,8 @@ def test_cache_that_cannot_hold_one_request_is_refused(folder: Path, monkeypatch
     facts = model_folder.read(folder)
     monkeypatch.setattr(engines, "free_memory", lambda: 4 * 64 * engines.MIB)
     with pytest.raises(UserError, match="Set max_model_len to at most 130816"):
-        commands._cache(facts, "float32", 1_000_000)
-    assert commands._cache(facts, "float32", 0) == (512, 64 * engines.MIB)
+        commands._kv_cache(facts, "float32", 1_000_000)
+    assert commands._kv_cache(facts, "float32", 0) == (512, 64 * engines.MIB)
 
 
 def test_model_longer_than_memory_is_cut_and_said(
@@ -219,9 +219,9 @@ def test_model_longer_than_memory_is_cut_and_said(
 ) -> None:
     facts = model_folder.ModelFolder(folder, 1_000_000, 128, "float32")
     monkeypatch.setattr(engines, "free_memory", lambda: 4 * 64 * engines.MIB)
-    length, cache = commands._cache(facts, "float32", 0)
+    length, cache = commands._kv_cache(facts, "float32", 0)
     assert (length, cache) == (130816, 64 * engines.MIB)
-    assert "at most 130816 tokens per request instead of the model's 1000000" in capsys.readouterr().out
+    assert "max_model_len is 130816 instead of the model's 1000000" in capsys.readouterr().out
 
 
 def test_card_needs_no_machine_learning_library() -> None:

@@ -1,12 +1,11 @@
-"""Licences as the front matter of a model card names them."""
+"""License fields in the front matter of a model card."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 OTHER = "other"
-# https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other as `license`.
-LISTED = """
+# https://huggingface.co/docs/hub/repositories-licenses; the Hub rejects other values of `license`.
+IDENTIFIERS = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
@@ -16,25 +15,25 @@ lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl 
 openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
 fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
 """
-ON_THE_HUB = frozenset(LISTED.split())
+HUB_LICENSES = frozenset(IDENTIFIERS.split())
 
 
-def front_matter(licence: str, folder: Path) -> dict[str, Any]:
-    """Returns the front matter's fields for a licence; one that the Hub does not list becomes `other` with its name.
+def front_matter(license: str, folder: Path) -> dict[str, str]:
+    """Returns the license fields of the front matter; a license without a Hub identifier is `other` with its name.
 
     Args:
-        licence: As the base model's card names it.
-        folder: Folder of the merged model, in which a licence file may lie.
+        license: License in the model card of the base model.
+        folder: Folder of the merged model, which may have a license file.
     """
-    if licence.lower() in ON_THE_HUB:
-        return {"license": licence.lower()}
+    if license.lower() in HUB_LICENSES:
+        return {"license": license.lower()}
     fields = {"license": OTHER}
-    if licence.lower() != OTHER:
-        fields["license_name"] = slug(licence.lower())
+    if license.lower() != OTHER:
+        fields["license_name"] = slug(license.lower())
     file = next((file.name for file in sorted(folder.glob("LICEN[SC]E*"))), "")
     return fields | ({"license_link": file} if file else {})
 
 
 def slug(name: str) -> str:
-    """Returns a name as identifiers of the Hub are spelt: without spaces and other signs."""
+    """Returns a name as an identifier of the Hub: without spaces and special characters."""
     return re.sub(r"[^\w./]+", "-", name, flags=re.ASCII).strip("-./") or OTHER
