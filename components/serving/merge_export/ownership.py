@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_finetune.components.serving.merge_export.layout import ADAPTER, WEIGHTS, leftovers
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import SMALL_FILES
+from llm_finetune.components.shared.modeling.base_model import NON_WEIGHT_FILES
 
 MANIFEST = "manifest.json"
 OVERWRITE = "merge_export: {export_overwrite: true}"
@@ -45,7 +45,7 @@ def named(content: bytes | None) -> set[str] | None:
 def may_be_ours(name: str) -> bool:
     """Tells whether a name is one that an export can have: a model's files, in the folder itself or in `adapter/`."""
     file = name.removeprefix("adapter/")
-    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHTS, *ADAPTER, *SMALL_FILES))
+    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHTS, *ADAPTER, *NON_WEIGHT_FILES))
 
 
 def refuse_others(place: str, present: Collection[str], ours: set[str] | None, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from llm_finetune.components.serving.merge_export.weights import ADAPTER, StoredWeights, cast
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.base_model import INDEX
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 BLOCK = 2**21
 """Values merged at a time: 8 MB of float32, which the allocator keeps for the next block instead of the system."""
@@ -42,7 +42,7 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
         OutOfRange: If `dtype` can't hold a weight.
         UserError: If the adapter holds values that are not finite.
     """
-    merge = _Merge(unwrapped(model), stored, dtype)
+    merge = _Merge(unwrap_peft(model), stored, dtype)
     files = _file_sizes(stored, dtype)
     if set(stored.types()) == {str(dtype).removeprefix("torch.")} and max(files.values()) <= shard_size:
         with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:

@@ -48,11 +48,11 @@ def tokenize(
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
     from llm_finetune.components.shared.row_counts import check_whole
-    from llm_finetune.components.tokens.tokenize import step, vocabulary
+    from llm_finetune.components.tokens.tokenize import encoder, step
 
     with card(package_version):
         check_whole({"train_sft": train_sft, "val_sft": val_sft})
-        vocabulary.leave_torch_out()
+        encoder.block_torch_import()
         train, val = step.tokenize(
             train_sft.path,
             val_sft.path,

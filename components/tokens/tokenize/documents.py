@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow, render_conversation
-from llm_finetune.components.tokens.tokenize.marks import Piece
-from llm_finetune.components.tokens.tokenize.omissions import Omissions, Tally
-from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary
+from llm_finetune.components.tokens.tokenize.encoder import Encoder
+from llm_finetune.components.tokens.tokenize.omissions import OmissionCounts, OmissionFinder
+from llm_finetune.components.tokens.tokenize.placeholders import MarkedValue
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
 ROWS_PER_BATCH = 512
 """Documents that one thread encodes at once: enough to keep all cores busy, few enough to be nothing in memory."""
@@ -36,7 +36,7 @@ class Documents:
     Attributes:
         row: Index of each in its split, int64.
         input_ids: Prompt, then completion, a list of int32 each.
-        labels: The same lengths; `IGNORED` where nothing is trained.
+        labels: The same lengths; `IGNORE_INDEX` where nothing is trained.
         untrained_answers: Earlier answers among them that the chat template does not let train.
     """
 
@@ -54,7 +54,7 @@ class Documents:
     @property
     def trained(self) -> np.ndarray:
         """Trained tokens per document."""
-        labelled = self.labels.flatten().to_numpy() != IGNORED
+        labelled = self.labels.flatten().to_numpy() != IGNORE_INDEX
         return np.add.reduceat(labelled, np.cumsum(self.lengths) - self.lengths, dtype=np.int64)
 
     def of(self, chosen: np.ndarray) -> "Documents":
@@ -68,7 +68,7 @@ class Documents:
         return Documents(self.row, ids, labels)
 
 
-def joined(parts: Sequence[Documents]) -> Documents:
+def concat_documents(parts: Sequence[Documents]) -> Documents:
     """Returns documents that came in parts as one."""
     row, ids, labels = (
         pa.concat_arrays([getattr(part, name) for part in parts]) for name in ("row", "input_ids", "labels")
@@ -80,13 +80,13 @@ class _Dropped(Exception):
     """The chat template drops something that a row holds."""
 
 
-def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
+def tokenize_split(source: Path, split: str, encoder: Encoder, every_answer: bool) -> Iterator[Documents]:
     """Tokenises a split, several batches at once, so that no core waits while tokens are gathered.
 
     Args:
         source: Folder of rows with `prompt` and `completion`, or with `messages` (and `tools`).
         split: Its name, for messages.
-        vocabulary: The tokenizer.
+        encoder: The tokenizer.
         every_answer: Whether every answer of a conversation is trained, or only the last one.
 
     Yields:
@@ -99,31 +99,29 @@ def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bo
     names = tables.schema(source).names
     columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
 
-    omissions = Omissions(vocabulary.tokenizer, every_answer)
+    omissions = OmissionFinder(encoder.tokenizer, every_answer)
 
     def work(numbered: tuple[int, pa.RecordBatch]) -> Documents:
         first, batch = numbered
         if columns is _TEXTS:
             texts = zip(*(batch[name].to_pylist() for name in _TEXTS), strict=True)
-            rows = [
-                RenderedRow(vocabulary.bos + prompt, completion, completion.strip()) for prompt, completion in texts
-            ]
+            rows = [RenderedRow(encoder.bos + prompt, completion, completion.strip()) for prompt, completion in texts]
         else:
             rows = []
             for _, row, lost in _conversations(batch, first, split, omissions):
                 if lost:
                     raise _Dropped
                 rows.append(row)
-        documents = _documents(rows, first, vocabulary)
-        _refuse_silence(documents, rows, split, vocabulary)
-        _refuse_unknown_ids(documents, split, vocabulary)
+        documents = _documents(rows, first, encoder)
+        _refuse_silence(documents, rows, split, encoder)
+        _refuse_unknown_ids(documents, split, encoder)
         return documents
 
     batches = _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH))
     try:
         yield from tables.in_parallel(work, batches, BATCHES_AHEAD)
     except _Dropped:
-        raise UserError(_what_is_dropped(source, columns, split, vocabulary.label, omissions)) from None
+        raise UserError(_what_is_dropped(source, columns, split, encoder.label, omissions)) from None
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -135,8 +133,8 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Recor
 
 
 def _conversations(
-    batch: pa.RecordBatch, first: int, split: str, omissions: Omissions
-) -> Iterator[tuple[int, RenderedRow, list[Piece]]]:
+    batch: pa.RecordBatch, first: int, split: str, omissions: OmissionFinder
+) -> Iterator[tuple[int, RenderedRow, list[MarkedValue]]]:
     """Renders conversations; yields the number of each, its text, and what that lacks of it."""
     for number, row in enumerate(batch.to_pylist(), first):
         try:
@@ -147,8 +145,8 @@ def _conversations(
         yield number, rendered, omissions.of(conversation, rendered)
 
 
-def _what_is_dropped(source: Path, columns: list[str], split: str, model: str, omissions: Omissions) -> str:
-    tally = Tally()
+def _what_is_dropped(source: Path, columns: list[str], split: str, model: str, omissions: OmissionFinder) -> str:
+    tally = OmissionCounts()
     with contextlib.suppress(UserError):  # another mistake in a later row ends the count
         for first, batch in _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH)):
             for number, _, lost in _conversations(batch, first, split, omissions):
@@ -158,22 +156,22 @@ def _what_is_dropped(source: Path, columns: list[str], split: str, model: str, o
     return tally.told(model, split)
 
 
-def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
-    prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
-    completions = vocabulary.encode_behind([row.completion for row in rows], prompts)
+def _documents(rows: list[RenderedRow], first: int, encoder: Encoder) -> Documents:
+    prompts = encoder.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
+    completions = encoder.encode_behind([row.completion for row in rows], prompts)
     ids, ends = array("i"), [0]
     for prompt, completion in zip(prompts, completions, strict=True):
         ids.fromlist(prompt.ids)
         ends.append(len(ids))
-        ids.fromlist(vocabulary.completion_ids(completion))
+        ids.fromlist(encoder.completion_ids(completion))
         ends.append(len(ids))
     flat = np.frombuffer(ids, np.int32)
     lengths = np.diff(ends)
-    labels = np.where(np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), flat, np.int32(IGNORED))
+    labels = np.where(np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), flat, np.int32(IGNORE_INDEX))
     for number, row in enumerate(rows):
         if row.trained:
             asked = slice(ends[2 * number], ends[2 * number + 1])
-            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained.values()), flat[asked], IGNORED)
+            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained.values()), flat[asked], IGNORE_INDEX)
     offsets = pa.array(ends[::2], pa.int32())
     return Documents(
         pa.array(np.arange(first, first + len(rows))),
@@ -183,15 +181,15 @@ def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> D
     )
 
 
-def _refuse_silence(documents: Documents, rows: list[RenderedRow], split: str, vocabulary: Vocabulary) -> None:
+def _refuse_silence(documents: Documents, rows: list[RenderedRow], split: str, encoder: Encoder) -> None:
     """Refuses a row of which nothing would be trained but special tokens, unless they are what it says."""
     labels = documents.labels.flatten().to_numpy()
-    words = (labels != IGNORED) & ~np.isin(labels, vocabulary.special)
+    words = (labels != IGNORE_INDEX) & ~np.isin(labels, encoder.special)
     starts = np.cumsum(documents.lengths) - documents.lengths
     silent = []
     for i in np.flatnonzero(~np.logical_or.reduceat(words, starts)):
-        trained = [token for token in documents.labels[i].as_py() if token != IGNORED]
-        text = vocabulary.tokenizer.decode(trained)
+        trained = [token for token in documents.labels[i].as_py() if token != IGNORE_INDEX]
+        text = encoder.tokenizer.decode(trained)
         if not rows[i].answer or rows[i].answer not in text:
             silent.append((documents.row[i], text))
     if silent:
@@ -203,17 +201,17 @@ def _refuse_silence(documents: Documents, rows: list[RenderedRow], split: str, v
         )
 
 
-def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary) -> None:
+def _refuse_unknown_ids(documents: Documents, split: str, encoder: Encoder) -> None:
     """Refuses a token that the model has no embedding for, here and not on the GPU."""
     ids = documents.input_ids.flatten().to_numpy()
-    if not vocabulary.embeddings or ids.max(initial=0) < vocabulary.embeddings:
+    if not encoder.embeddings or ids.max(initial=0) < encoder.embeddings:
         return
     place = int(ids.argmax())
     row = documents.row[int(np.searchsorted(np.cumsum(documents.lengths), place, side="right"))]
-    token = vocabulary.tokenizer.decode([ids[place]])
+    token = encoder.tokenizer.decode([ids[place]])
     raise UserError(
         f"row {row} of the {split} split holds the token {token!r} (id {ids[place]}), and the model has "
-        f"embeddings for {vocabulary.embeddings} tokens only. Resize the model's embeddings to the tokenizer before "
+        f"embeddings for {encoder.embeddings} tokens only. Resize the model's embeddings to the tokenizer before "
         "loading it, or take the tokenizer that belongs to the model"
     )
 

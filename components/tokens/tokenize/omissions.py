@@ -9,13 +9,13 @@ from typing import Any
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.rows.json_messages import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow
-from llm_finetune.components.tokens.tokenize.marks import OFFERED, Marker, Piece
-from llm_finetune.components.tokens.tokenize.shapes import without_repeats
+from llm_finetune.components.tokens.tokenize.placeholders import TOOL_DEFINITIONS, MarkedValue, PlaceholderWriter
+from llm_finetune.components.tokens.tokenize.shapes import distinct_messages
 
 PLACES_SHOWN = 3
 
 
-class Omissions:
+class OmissionFinder:
     """Finds what a tokenizer's chat template leaves out."""
 
     def __init__(self, tokenizer: Any, every_answer: bool) -> None:
@@ -26,9 +26,9 @@ class Omissions:
             every_answer: Whether earlier answers are trained too.
         """
         self.tokenizer, self.every_answer = tokenizer, every_answer
-        self._known: dict[Any, list[Piece]] = {}
+        self._known: dict[Any, list[MarkedValue]] = {}
 
-    def of(self, conversation: Conversation, row: RenderedRow) -> list[Piece]:
+    def of(self, conversation: Conversation, row: RenderedRow) -> list[MarkedValue]:
         """Returns the pieces of a conversation that its text lacks.
 
         A conversation of the same form, without repetitions, is rendered once, with a made-up word for every value.
@@ -38,25 +38,29 @@ class Omissions:
             conversation: A row.
             row: The row as it was rendered.
         """
-        kept, form = without_repeats(conversation)
+        kept, form = distinct_messages(conversation)
         if form not in self._known:
             short = Conversation([conversation.turns[i] for i in kept], conversation.tools)
-            self._known[form] = self._missing(*Marker(every_word=False).marked(short))
+            self._known[form] = self._missing(*PlaceholderWriter(every_word=False).marked(short))
         if lost := self._known[form]:
-            return [piece if piece.turn == OFFERED else piece._replace(turn=kept[piece.turn]) for piece in lost]
+            return [
+                piece if piece.turn == TOOL_DEFINITIONS else piece._replace(turn=kept[piece.turn]) for piece in lost
+            ]
         changed = _changed(conversation, row)
         if not changed:
             return []
         return [
-            piece for piece in self._missing(*Marker(every_word=True).marked(conversation)) if piece.turn in changed
+            piece
+            for piece in self._missing(*PlaceholderWriter(every_word=True).marked(conversation))
+            if piece.turn in changed
         ]
 
-    def _missing(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
+    def _missing(self, marked: Conversation, pieces: list[MarkedValue]) -> list[MarkedValue]:
         """Returns the pieces that the text of a marked conversation lacks.
 
         Where a template does not take the made-up words, nothing is told: the row itself has been rendered.
         """
-        missing: list[Piece] = []
+        missing: list[MarkedValue] = []
         with contextlib.suppress(UserError):
             missing += self._unread(marked, pieces)
         for i, turn in enumerate(marked.turns):
@@ -65,15 +69,15 @@ class Omissions:
                     missing += self._unsaid(marked, i, [piece for piece in pieces if piece.turn == i])
         return missing
 
-    def _unread(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
+    def _unread(self, marked: Conversation, pieces: list[MarkedValue]) -> list[MarkedValue]:
         """Returns what the model is not shown: of tools at the first answer, of messages in the whole text."""
         turns = marked.turns
         first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
         offered, whole = marked.text(self.tokenizer, first, True), marked.text(self.tokenizer)
         missing, cursor = [], 0
         for piece in pieces:
-            if piece.turn == OFFERED or turns[piece.turn]["role"] == "system":  # may stand anywhere
-                if _end_of(piece.words, offered if piece.turn == OFFERED else whole, 0) < 0:
+            if piece.turn == TOOL_DEFINITIONS or turns[piece.turn]["role"] == "system":  # may stand anywhere
+                if _end_of(piece.words, offered if piece.turn == TOOL_DEFINITIONS else whole, 0) < 0:
                     missing.append(piece)
             elif turns[piece.turn]["role"] != "assistant":
                 end = _end_of(piece.words, whole, cursor)
@@ -83,7 +87,7 @@ class Omissions:
                     missing.append(piece._replace(feature="the order of messages") if moved else piece)
         return missing
 
-    def _unsaid(self, marked: Conversation, i: int, pieces: list[Piece]) -> list[Piece]:
+    def _unsaid(self, marked: Conversation, i: int, pieces: list[MarkedValue]) -> list[MarkedValue]:
         """Returns what an answer lacks at the time when it is written; templates may drop some of it later."""
         before, after = marked.text(self.tokenizer, i, True), marked.text(self.tokenizer, i + 1)
         answer = after[len(before) :] if after.startswith(before) else after
@@ -136,7 +140,7 @@ def _end_of(words: Sequence[str], text: str, cursor: int) -> int:
     return cursor
 
 
-class Tally:
+class OmissionCounts:
     """Counts the rows that lose something, by what they lose."""
 
     def __init__(self) -> None:
@@ -145,7 +149,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, tuple[int, list[str]]] = {}
 
-    def add(self, row: int, lost: Iterable[Piece]) -> None:
+    def add(self, row: int, lost: Iterable[MarkedValue]) -> None:
         """Counts a row.
 
         Args:
@@ -155,7 +159,7 @@ class Tally:
         self.rows += 1
         places: dict[str, list[str]] = {}
         for piece in lost:
-            place = piece.place if piece.turn == OFFERED else f"messages[{piece.turn}].{piece.place}"
+            place = piece.place if piece.turn == TOOL_DEFINITIONS else f"messages[{piece.turn}].{piece.place}"
             places.setdefault(piece.feature, []).append(place)
         for feature, found in places.items():
             self.counts[feature] += 1

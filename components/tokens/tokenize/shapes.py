@@ -7,13 +7,13 @@ from typing import Any
 
 from llm_finetune.components.shared.rows.json_messages import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation
-from llm_finetune.components.tokens.tokenize.marks import function_of
+from llm_finetune.components.tokens.tokenize.placeholders import function_of
 
 Shape = tuple[Any, ...]
 """What of a message may decide how a template renders it; its role comes first."""
 
 
-def without_repeats(conversation: Conversation) -> tuple[Sequence[int], Shape]:
+def distinct_messages(conversation: Conversation) -> tuple[Sequence[int], Shape]:
     """Picks the messages that show all that a conversation has, in order.
 
     Of exchanges (a user and all that follows) with the same shape the first one stays, and the last exchange; inside

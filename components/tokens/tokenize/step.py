@@ -16,11 +16,11 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.row_counts import check_accounted
-from llm_finetune.components.tokens.tokenize.documents import Documents, joined, tokenized
+from llm_finetune.components.tokens.tokenize.documents import Documents, concat_documents, tokenize_split
+from llm_finetune.components.tokens.tokenize.encoder import Encoder, load_encoder, read_chat_template
 from llm_finetune.components.tokens.tokenize.packing import pack
+from llm_finetune.components.tokens.tokenize.preview import token_rows
 from llm_finetune.components.tokens.tokenize.settings import Settings
-from llm_finetune.components.tokens.tokenize.view import token_rows
-from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary, load_vocabulary, template_beside
 
 DOCUMENTS_PER_WINDOW = 8_192
 """Documents packed together: enough for rows that are full to a fraction of a percent, few enough to stay in memory."""
@@ -102,7 +102,7 @@ def tokenize(
     if settings.num_proc:
         os.environ["RAYON_NUM_THREADS"] = str(settings.num_proc)
     name = model or settings.model_name
-    vocabulary = load_vocabulary(name, template_beside(Path(train_sft)), model_label)
+    encoder = load_encoder(name, read_chat_template(Path(train_sft)), model_label)
     facts = {}
     gc.freeze()  # the libraries' objects stay; to look through them again and again takes a tenth of the time
     try:
@@ -110,7 +110,7 @@ def tokenize(
             ("train", train_sft, train_tokens, settings.packing),
             ("validation", val_sft, val_tokens, False),
         ):
-            facts[split] = _tokenize_split(split, Path(source), Path(target), vocabulary, settings, packing)
+            facts[split] = _tokenize_split(split, Path(source), Path(target), encoder, settings, packing)
     finally:
         gc.unfreeze()
     write_page(
@@ -121,7 +121,7 @@ def tokenize(
         settings=settings,
         facts=facts,
         samples={
-            split: token_rows(vocabulary.tokenizer, Path(target))
+            split: token_rows(encoder.tokenizer, Path(target))
             for split, target in (("train", train_tokens), ("validation", val_tokens))
         },
     )
@@ -144,11 +144,11 @@ def tokenize(
 
 
 def _tokenize_split(
-    split: str, source: Path, target: Path, vocabulary: Vocabulary, settings: Settings, packing: bool
+    split: str, source: Path, target: Path, encoder: Encoder, settings: Settings, packing: bool
 ) -> SplitFacts:
     facts = SplitFacts()
     columns = [("input_ids", TOKENS), ("labels", TOKENS), ("seq_lengths", TOKENS) if packing else ("row", pa.int64())]
-    documents = tokenized(source, split, vocabulary, settings.train_on == "all")
+    documents = tokenize_split(source, split, encoder, settings.train_on == "all")
     written = 0
     with tables.ShardWriter(target, pa.schema(columns)) as writer:
         for window in _windows(_fitting(documents, facts, settings, split)):
@@ -161,7 +161,7 @@ def _tokenize_split(
             raise UserError(_nothing_left(split, facts, settings))
         dropped = {"too long": facts.dropped_overlength, "prompt too long": facts.dropped_prompt_only}
         check_accounted("Tokenize", tables.count_rows(source), written, dropped)
-        vocabulary.tokenizer.save_pretrained(writer.folder / "tokenizer")
+        encoder.tokenizer.save_pretrained(writer.folder / "tokenizer")
     facts.rows = writer.rows
     facts.fill = round(facts.tokens / (facts.rows * (settings.max_length if packing else facts.longest)), 4)
     return facts
@@ -206,10 +206,10 @@ def _windows(documents: Iterator[Documents]) -> Iterator[Documents]:
         window.append(batch)
         rows, tokens = rows + len(batch.row), tokens + len(batch.input_ids.flatten())
         if rows >= DOCUMENTS_PER_WINDOW or tokens >= TOKENS_PER_WINDOW:
-            yield joined(window)
+            yield concat_documents(window)
             window, rows, tokens = [], 0, 0
     if window:
-        yield joined(window)
+        yield concat_documents(window)
 
 
 def _write_packed(writer: tables.ShardWriter, window: Documents, settings: Settings) -> int:

@@ -12,9 +12,14 @@ from trl import SFTConfig
 
 from llm_finetune.components.shared.modeling.causal_lm import load_base
 from llm_finetune.components.shared.modeling.losses import has_plain_head
-from llm_finetune.components.shared.modeling.padding import ensure_padding
+from llm_finetune.components.shared.modeling.padding import ensure_pad_token
 from llm_finetune.components.training.finetune_lora.device import DevicePlan, plan_device
-from llm_finetune.components.training.finetune_lora.parallel import Layout, is_first, lay_out, process_count
+from llm_finetune.components.training.finetune_lora.parallel import (
+    ParallelPlan,
+    is_main_process,
+    plan_parallelism,
+    world_size,
+)
 from llm_finetune.components.training.finetune_lora.settings import Settings
 from llm_finetune.components.training.finetune_lora.trackers import trackers
 from llm_finetune.components.training.finetune_lora.trainer import CompletionTrainer, ProgressCallback
@@ -63,14 +68,14 @@ def build_trainer(
     adapter.inference_mode = False
     longest = max(train["length"])
     micro, accumulation = micro_batches(longest, settings, packed)
-    layout = lay_out(base_model, adapter, plan, settings, micro * longest, longest, load_in_4bit)
-    parts = process_count() if layout.sharded else 1
+    layout = plan_parallelism(base_model, adapter, plan, settings, micro * longest, longest, load_in_4bit)
+    parts = world_size() if layout.sharded else 1
     model = load_base(base_model, plan.base_dtype, plan.attention, load_in_4bit, _device(), parts)
     if not has_plain_head(model):
         plan = plan_device(config, packed, settings.dtype, plain_head=False)
-    if is_first():
+    if is_main_process():
         print("\n".join([*plan.reasons, *layout.reasons]), flush=True)
-    ensure_padding(tokenizer, model)
+    ensure_pad_token(tokenizer, model)
     trainer = CompletionTrainer(
         model=get_peft_model(model, adapter),
         args=_training_arguments(config, folder, settings, plan, layout, micro, accumulation),
@@ -92,7 +97,7 @@ def _device() -> str:
 
 
 def _training_arguments(
-    config: Any, folder: Path, settings: Settings, plan: DevicePlan, layout: Layout, micro: int, accumulation: int
+    config: Any, folder: Path, settings: Settings, plan: DevicePlan, layout: ParallelPlan, micro: int, accumulation: int
 ) -> SFTConfig:
     save_steps: dict[str, Any] = (
         {"save_strategy": "steps", "save_steps": settings.checkpoint_steps}

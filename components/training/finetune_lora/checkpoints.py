@@ -70,7 +70,7 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     """
     file = folder / FINGERPRINT
     if not file.exists():
-        refuse_others(str(folder), [path.name for path in folder.glob("*")])
+        refuse_foreign_checkpoints(str(folder), [path.name for path in folder.glob("*")])
     own = json.loads(json.dumps(fingerprint))
     if file.exists():
         found = json.loads(file.read_text())
@@ -88,7 +88,7 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     write_text(file, json.dumps(own, indent=2, sort_keys=True))
 
 
-def refuse_others(place: str, names: Iterable[str]) -> None:
+def refuse_foreign_checkpoints(place: str, names: Iterable[str]) -> None:
     """Refuses a place without a fingerprint that holds checkpoints: they aren't ours, and a training removes old ones.
 
     Args:
@@ -125,7 +125,7 @@ def publish(staged: Path, folder: Path) -> Path:
     return final
 
 
-def latest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+def latest_complete(folder: Path) -> tuple[Path | None, list[Path]]:
     """Returns the newest checkpoint whose files all have their recorded sizes.
 
     Args:
@@ -137,13 +137,13 @@ def latest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
     torn: list[Path] = []
     for name in reversed(sort_checkpoints(str(folder)) if folder.exists() else []):
         checkpoint = Path(name)
-        if is_whole(checkpoint):
+        if is_complete(checkpoint):
             return checkpoint, torn
         torn.append(checkpoint)
     return None, torn
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Tells whether a checkpoint has all its files, each of its recorded size."""
     try:
         sizes = json.loads((checkpoint / SEAL).read_text())

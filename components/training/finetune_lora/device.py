@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.attention import attention_of, mixing_obstacle
+from llm_finetune.components.shared.modeling.attention import attention_implementation, packing_obstacle
 from llm_finetune.components.shared.modeling.device import fast_dtype
 from llm_finetune.components.training.finetune_lora.fused import fused_layers_obstacle
 from llm_finetune.components.training.finetune_lora.varlen import NAME, varlen_obstacle
@@ -23,7 +23,7 @@ class DevicePlan:
         autocast: Whether matrix products run in bfloat16.
         attention: Attention function of transformers to use.
         padding_free: Whether a batch is one flattened row instead of padded ones.
-        own_loss: Whether labelled positions alone are projected (`shared.losses`); otherwise TRL's fused head.
+        labelled_only: Whether labelled positions alone are projected (`shared.losses`); otherwise TRL's fused head.
         group_by_length: Whether a batch holds rows of like length.
         fused_layers: Whether norms, rotary embedding and SwiGLU are one kernel each.
         reasons: A line for the log per choice.
@@ -34,7 +34,7 @@ class DevicePlan:
     autocast: bool
     attention: str
     padding_free: bool
-    own_loss: bool
+    labelled_only: bool
     group_by_length: bool
     fused_layers: bool
     reasons: tuple[str, ...]
@@ -55,7 +55,7 @@ def plan_device(config: PretrainedConfig, packed: bool, dtype: str, plain_head: 
     Raises:
         UserError: If rows hold several documents that the model would not keep apart.
     """
-    mixing = mixing_obstacle(config)
+    mixing = packing_obstacle(config)
     if packed and mixing:
         raise UserError(
             f"the training rows hold several documents each, but {mixing}. Set packing = false in Tokenize, so that "
@@ -70,7 +70,7 @@ def _plan_cuda(config: PretrainedConfig, packed: bool, dtype: str, mixing: str) 
     fast = fast_dtype() is torch.bfloat16
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and fast)
     obstacle = varlen_obstacle(config, bfloat16)
-    attention = attention_of(config) if obstacle else NAME
+    attention = attention_implementation(config) if obstacle else NAME
     padded = mixing or ("eager attention fills a matrix of tokens by tokens" if attention == "eager" else "")
     flattened = packed or not padded
     unfused = fused_layers_obstacle(config.model_type) if bfloat16 else "they are for bfloat16"
@@ -81,7 +81,7 @@ def _plan_cuda(config: PretrainedConfig, packed: bool, dtype: str, mixing: str) 
         autocast=bfloat16,
         attention=attention,
         padding_free=flattened,
-        own_loss=False,
+        labelled_only=False,
         group_by_length=not flattened,
         fused_layers=not unfused,
         reasons=(
@@ -113,7 +113,7 @@ def _plan_cpu(packed: bool, dtype: str, plain_head: bool) -> DevicePlan:
         autocast=bfloat16,
         attention="eager",
         padding_free=packed,
-        own_loss=not obstacle,
+        labelled_only=not obstacle,
         group_by_length=not packed,
         fused_layers=False,
         reasons=(

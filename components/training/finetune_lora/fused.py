@@ -8,7 +8,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_finetune.components.shared.modeling.architecture import liger_obstacle
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 
 def fused_layers_obstacle(model_type: str) -> str:
@@ -29,10 +29,10 @@ def fuse_layers(model: torch.nn.Module) -> None:
     """Puts Liger's layers into a model, with or without an adapter; the loss stays the trainer's."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    _apply_liger_kernel_to_instance(model=unwrapped(model), cross_entropy=False, fused_linear_cross_entropy=False)
+    _apply_liger_kernel_to_instance(model=unwrap_peft(model), cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def without_input_casts(model: torch.nn.Module) -> None:
+def disable_input_casts(model: torch.nn.Module) -> None:
     """Spares the float32 copy of every adapter layer's input, which autocast would make bfloat16 again at once.
 
     The products and their gradients stay the same bits; the copies cost memory and time.

@@ -23,7 +23,7 @@ class ProcessFailed(RuntimeError):
     """A process of the training ended on a defect; its own traceback stands above in the log."""
 
 
-def processes_of(asked: int) -> int:
+def resolve_processes(asked: int) -> int:
     """Returns the number of processes to train with.
 
     Args:

@@ -47,7 +47,7 @@ class EpochLengthSampler(Sampler[int]):
             yield from step
 
 
-class SharedBatches(Sampler[list[int]]):
+class ProcessBatchSampler(Sampler[list[int]]):
     """Cuts an order of rows into optimizer steps and deals each step's rows out to the processes.
 
     A step takes the rows that one process with a batch as large as all of theirs would take. Each process gets as many
@@ -92,10 +92,10 @@ class SharedBatches(Sampler[list[int]]):
                     yield share[position : position + self.micro_batch] or [self.filler]
 
 
-class EpochOrder(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Tells the batches which epoch begins; in a resumed epoch, transformers and accelerate do not reach them."""
 
-    def __init__(self, batches: SharedBatches) -> None:
+    def __init__(self, batches: ProcessBatchSampler) -> None:
         """Names the batches."""
         self.batches = batches
 

@@ -10,14 +10,19 @@ from peft import LoraConfig
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.adapters import changes_base
-from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model, shape_of, shares_keys
-from llm_finetune.components.shared.modeling.memory import Plan, estimate
+from llm_finetune.components.shared.modeling.architecture import (
+    add_adapter,
+    empty_model,
+    model_shape,
+    varlen_supports_gqa,
+)
+from llm_finetune.components.shared.modeling.memory import TrainingPlan, estimate
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
 from llm_finetune.components.training.finetune_lora.settings import Settings
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelPlan:
     """How the training is laid out over the memory there is.
 
     Attributes:
@@ -31,17 +36,17 @@ class Layout:
     reasons: tuple[str, ...]
 
 
-def process_count() -> int:
+def world_size() -> int:
     """Returns the number of processes that train, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Tells whether this is the process that writes and speaks."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def lay_out(
+def plan_parallelism(
     base_model: str | Path,
     adapter: LoraConfig,
     device: DevicePlan,
@@ -49,7 +54,7 @@ def lay_out(
     tokens: int,
     longest: int,
     load_in_4bit: bool,
-) -> Layout:
+) -> ParallelPlan:
     """Decides from the free memory of the fullest GPU, in every process the same.
 
     Args:
@@ -67,12 +72,12 @@ def lay_out(
     Raises:
         UserError: If what was asked for is impossible.
     """
-    processes = process_count()
+    processes = world_size()
     obstacle = sharding_obstacle(adapter, load_in_4bit)
     if processes > 1 and settings.parallel == "fsdp" and obstacle:
         raise UserError(f"parallel = 'fsdp' is not possible here, because {obstacle}. Use ddp")
     if device.device != "cuda":
-        needed, free = Needs(0.0, 0.0, 0.0, 0.0), 0.0
+        needed, free = MemoryEstimates(0.0, 0.0, 0.0, 0.0), 0.0
     else:
         plan = plan_memory(device, tokens, longest, load_in_4bit, processes)
         needed, free = needs(base_model, adapter, plan), _least_free()
@@ -82,7 +87,7 @@ def lay_out(
 def _least_free() -> float:
     """Returns the GiB that are free on this process's GPU, or on that of the process which has the least."""
     free = torch.cuda.mem_get_info()[0] / 2**30
-    if process_count() == 1:
+    if world_size() == 1:
         return free
     store, rank, processes = next(torch.distributed.rendezvous("env://"))
     return least(store, rank, processes, free)
@@ -105,7 +110,7 @@ def least(store: torch.distributed.Store, rank: int, processes: int, figure: flo
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryEstimates:
     """Estimated memory of one GPU in GiB.
 
     Attributes:
@@ -121,15 +126,15 @@ class Needs:
     divided_checkpointed: float
 
 
-def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: bool, processes: int) -> Plan:
+def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: bool, processes: int) -> TrainingPlan:
     """Returns what of the training decides its memory, without checkpointing."""
     varlen = device.attention == "varlen"
-    return Plan(
+    return TrainingPlan(
         tokens=tokens,
         checkpointing=False,
         load_in_4bit=load_in_4bit,
         fused=device.fused_layers,
-        shared_keys=varlen and shares_keys(),
+        grouped_queries=varlen and varlen_supports_gqa(),
         dense_mask=not varlen,
         value_bytes=device.base_dtype.itemsize,
         processes=processes,
@@ -138,14 +143,14 @@ def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: boo
     )
 
 
-def needs(base_model: str | Path, adapter: LoraConfig, plan: Plan) -> Needs:
+def needs(base_model: str | Path, adapter: LoraConfig, plan: TrainingPlan) -> MemoryEstimates:
     """Estimates what each way of laying out the training takes."""
     model = empty_model(base_model)
-    shape = shape_of(model)
+    shape = model_shape(model)
     plain = copy.copy(adapter)
     plain.init_lora_weights = True  # the other initial values need weights to start from
-    figures, _ = adapter_of(model, plain)
-    return Needs(
+    figures, _ = add_adapter(model, plain)
+    return MemoryEstimates(
         *(
             estimate(shape, figures, replace(plan, sharded=sharded, checkpointing=checkpointing)).gib
             for sharded in (False, True)
@@ -175,7 +180,7 @@ def sharding_obstacle(adapter: LoraConfig, load_in_4bit: bool) -> str:
     return ""
 
 
-def choose(settings: Settings, processes: int, obstacle: str, needed: Needs, free: float) -> Layout:
+def choose(settings: Settings, processes: int, obstacle: str, needed: MemoryEstimates, free: float) -> ParallelPlan:
     """Chooses a layout: the fastest that fits.
 
     Args:
@@ -206,7 +211,7 @@ def choose(settings: Settings, processes: int, obstacle: str, needed: Needs, fre
         else:
             why = "because the model fits on each" if fits_whole else f"because {obstacle}"
         reasons.append(f"{processes} processes, {how}, {why}")
-    return Layout(sharded, checkpointing, tuple(reasons))
+    return ParallelPlan(sharded, checkpointing, tuple(reasons))
 
 
 def _checkpointing_reason(asked: str, checkpointing: bool, without: float, free: float) -> str:

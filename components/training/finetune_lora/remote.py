@@ -12,7 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm_finetune.components.shared.errors import first_line
 from llm_finetune.components.shared.object_stores import check_writable, open_store, refusals, send
-from llm_finetune.components.training.finetune_lora.checkpoints import FINGERPRINT, SEAL, is_whole, refuse_others
+from llm_finetune.components.training.finetune_lora.checkpoints import (
+    FINGERPRINT,
+    SEAL,
+    is_complete,
+    refuse_foreign_checkpoints,
+)
 
 SETTING = "checkpoint_folder"
 AGAIN = "or keep the checkpoints on a volume"
@@ -59,7 +64,7 @@ class RemoteCheckpoints(TrainerCallback):
             try:
                 (folder / FINGERPRINT).write_bytes(self._system.cat_file(f"{self._root}/{FINGERPRINT}"))
             except FileNotFoundError:
-                refuse_others(self.uri, names)
+                refuse_foreign_checkpoints(self.uri, names)
             check_writable(self._system, self._root)
             for name in names:
                 self._fetch_one(name, folder)
@@ -120,7 +125,7 @@ class RemoteCheckpoints(TrainerCallback):
         for file in [*sizes, SEAL]:
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
             self._system.get_file(f"{self._root}/{name}/{file}", str(partial / file))
-        if is_whole(partial):
+        if is_complete(partial):
             partial.rename(folder / name)
         else:
             print(f"{self.uri}/{name} is torn (a file has another size): passed over", flush=True)

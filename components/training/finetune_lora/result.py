@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.files import whole_folder, write_text
-from llm_finetune.components.shared.modeling.losses import IGNORED
+from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
 
 PARITY_ROWS = 16
 
@@ -44,4 +44,4 @@ def _end_tokens(rows: list[dict[str, Any]], tokenizer: Any, config: Any) -> list
     own = config.get_text_config().eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     ends |= {row["labels"][-1] for row in rows if row["labels"][-1] in tokenizer.all_special_ids}
-    return sorted(end for end in ends if end is not None and end != IGNORED)
+    return sorted(end for end in ends if end is not None and end != IGNORE_INDEX)

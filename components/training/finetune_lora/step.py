@@ -16,14 +16,14 @@ from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.object_stores import is_remote
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts
-from llm_finetune.components.training.finetune_lora.launch import launch, processes_of
+from llm_finetune.components.training.finetune_lora.launch import launch, resolve_processes
 from llm_finetune.components.training.finetune_lora.remote import RemoteCheckpoints, local_folder
 from llm_finetune.components.training.finetune_lora.settings import Settings
 from llm_finetune.components.training.finetune_lora.training import train
 
 RANK = "llm_finetune.components.training.finetune_lora.rank"
 # Settings that change how the result is reached and shown, not the result: a training may go on with other ones.
-NOT_DECIDING = {
+NOT_IN_FINGERPRINT = {
     "checkpoint_folder",
     "checkpoint_root",
     "logging_steps",
@@ -65,9 +65,12 @@ def finetune_lora(
     Raises:
         UserError: If the inputs do not fit each other, or the loss is not finite.
     """
-    processes = processes_of(settings.processes)
+    processes = resolve_processes(settings.processes)
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch, ExitStack() as stack:
-        deciding = settings.model_dump(exclude=NOT_DECIDING) | {"processes": processes, "load_in_4bit": load_in_4bit}
+        deciding = settings.model_dump(exclude=NOT_IN_FINGERPRINT) | {
+            "processes": processes,
+            "load_in_4bit": load_in_4bit,
+        }
         deciding = {"package_version": PACKAGE_VERSION, **(fingerprint or {}), **deciding}
         place = _checkpoint_place(settings, deciding) or f"{scratch}/checkpoints"
         folder = stack.enter_context(_held(place, deciding))
@@ -120,7 +123,7 @@ def _train_in(processes: int, job: Job) -> TrainFacts:
 
 
 def _resume_point(folder: Path) -> Path | None:
-    checkpoint, torn = checkpoints.latest_whole(folder)
+    checkpoint, torn = checkpoints.latest_complete(folder)
     for path in torn:
         print(f"{path} is torn (the process was stopped while it was written): passed over", flush=True)
         shutil.rmtree(path)

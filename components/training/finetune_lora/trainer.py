@@ -14,13 +14,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from llm_finetune.components.shared.modeling.causal_lm import evaluating
-from llm_finetune.components.shared.modeling.losses import IGNORED, by_length, completion_nll, padded
+from llm_finetune.components.shared.modeling.causal_lm import evaluation_mode
+from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
+from llm_finetune.components.shared.modeling.losses import completion_nll, length_grouped_batches, pad_rows
 from llm_finetune.components.shared.progress import Progress
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
-from llm_finetune.components.training.finetune_lora.fused import fuse_adapters, fuse_layers, without_input_casts
-from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, EpochOrder, SharedBatches
+from llm_finetune.components.training.finetune_lora.fused import disable_input_casts, fuse_adapters, fuse_layers
+from llm_finetune.components.training.finetune_lora.order import (
+    EpochLengthSampler,
+    ProcessBatchSampler,
+    SetEpochCallback,
+)
 
 
 class CompletionTrainer(SFTTrainer):
@@ -46,7 +51,7 @@ class CompletionTrainer(SFTTrainer):
         """
         loading = kwargs["args"].accelerator_config
         loading.non_blocking = plan.device == "cuda"  # batches are copied while the GPU still computes
-        loading.even_batches = False  # no row twice: SharedBatches has a batch for every process
+        loading.even_batches = False  # no row twice: ProcessBatchSampler has a batch for every process
         super().__init__(*args, **kwargs)
         # transformers does not resume where it loaded the model in parts: the optimizer could be in parts as well.
         # Here it is not, since the adapter is whole in every process.
@@ -54,7 +59,7 @@ class CompletionTrainer(SFTTrainer):
         if self.accelerator.num_processes > 1:
             torch.manual_seed(self.args.seed + self.args.process_index)  # dropout differs between the processes
         if plan.autocast:
-            without_input_casts(self.model)
+            disable_input_casts(self.model)
         if plan.autocast and plan.device == "cuda":
             fuse_adapters(self.model)
         if plan.fused_layers:
@@ -71,9 +76,9 @@ class CompletionTrainer(SFTTrainer):
         self.tokens_seen += int(
             inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
         )
-        if not self.plan.own_loss and (return_outputs or self.aux_loss_enabled):
+        if not self.plan.labelled_only and (return_outputs or self.aux_loss_enabled):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.plan.own_loss:  # as TRL does, without its figures for the log, each of which waits for the GPU
+        if not self.plan.labelled_only:  # as TRL does, without its figures for the log, each of which waits for the GPU
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
             tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
             loss = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
@@ -85,13 +90,13 @@ class CompletionTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns and logs `eval_loss`, Σ nll / Σ tokens over the validation rows."""
         rows = self.eval_dataset
-        groups = list(by_length(rows["length"], self.eval_tokens))
+        groups = list(length_grouped_batches(rows["length"], self.eval_tokens))
         own = groups[self.args.process_index :: self.accelerator.num_processes]
         turns = -(-len(groups) // self.accelerator.num_processes)  # a model in parts needs all processes at every turn
         nll, tokens = 0.0, 0
-        with evaluating(self.model), self.accelerator.autocast():
+        with evaluation_mode(self.model), self.accelerator.autocast():
             for turn in range(turns):
-                batch = padded([rows[i] for i in (own[turn] if turn < len(own) else groups[-1])], self.args.device)
+                batch = pad_rows([rows[i] for i in (own[turn] if turn < len(own) else groups[-1])], self.args.device)
                 sums, counts = self._completion_nll(batch)
                 if turn < len(own):
                     nll, tokens = nll + float(sums.double().sum()), tokens + int(counts.sum())
@@ -134,15 +139,15 @@ class CompletionTrainer(SFTTrainer):
             return super().get_train_dataloader()
         rows = self._remove_unused_columns(self.train_dataset, description="training")
         filler = {name: [self.processing_class.pad_token_id] for name in rows.column_names}
-        filler |= {"labels": [IGNORED]} | ({"seq_lengths": [1]} if "seq_lengths" in filler else {})
-        batches = SharedBatches(
+        filler |= {"labels": [IGNORE_INDEX]} | ({"seq_lengths": [1]} if "seq_lengths" in filler else {})
+        batches = ProcessBatchSampler(
             self._get_train_sampler(),
             len(rows),
             processes,
             self.args.train_batch_size,
             self.args.gradient_accumulation_steps,
         )
-        self.add_callback(EpochOrder(batches))
+        self.add_callback(SetEpochCallback(batches))
         loader = DataLoader(
             concatenate_datasets([rows, Dataset.from_list([filler], features=rows.features)]),
             batch_sampler=batches,

@@ -17,7 +17,7 @@ from llm_finetune.components.shared.errors import UserError, first_line
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.curve import write_curve
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts
-from llm_finetune.components.training.finetune_lora.parallel import is_first
+from llm_finetune.components.training.finetune_lora.parallel import is_main_process
 from llm_finetune.components.training.finetune_lora.remote import RemoteCheckpoints
 from llm_finetune.components.training.finetune_lora.result import write_result
 from llm_finetune.components.training.finetune_lora.trackers import tensorboard
@@ -51,15 +51,15 @@ def train(job: Job) -> TrainFacts:
         job.load_in_4bit,
     )
     trainer.args.eval_on_start = job.settings.evaluate_first and job.resume_from is None
-    if is_first() and job.training_logs:
+    if is_main_process() and job.training_logs:
         trainer.add_callback(tensorboard(job.training_logs))
-    if is_first() and job.remote_checkpoints:
+    if is_main_process() and job.remote_checkpoints:
         trainer.add_callback(RemoteCheckpoints(job.remote_checkpoints))
     started = time.monotonic()
     with _out_of_memory_explained():
         trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     facts = _facts(job, trainer, time.monotonic() - started)
-    if is_first():
+    if is_main_process():
         write_result(job.ft_result, trainer.model, tokenizer, config, job.val_tokens, job.load_in_4bit)
         write_curve(job.loss_curve, trainer.state.log_history, facts, job.settings)
     return facts

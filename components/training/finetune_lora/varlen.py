@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 
-from llm_finetune.components.shared.modeling.attention import attention_of, layer_types, mixing_obstacle
+from llm_finetune.components.shared.modeling.attention import attention_implementation, layer_types, packing_obstacle
 
 NAME = "varlen"
 
@@ -35,9 +35,9 @@ def varlen_obstacle(config: PretrainedConfig, bfloat16: bool) -> str:
         return "the model caps its attention logits"
     if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
         return "the model attends through a sliding window"
-    if obstacle := mixing_obstacle(config):
+    if obstacle := packing_obstacle(config):
         return obstacle
-    if attention_of(config, NAME) != NAME or layer_types(config) - {"attention", "full_attention"}:
+    if attention_implementation(config, NAME) != NAME or layer_types(config) - {"attention", "full_attention"}:
         return f"{config.model_type} does not attend to all that came before in the plain way"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head > 256 or head % 8:

@@ -12,7 +12,7 @@ from llm_finetune.components.serving.vllm_serve.local.ports import HOST
 from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.engine.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.adapters import lora_rank
+from llm_finetune.components.shared.modeling.adapters import vllm_lora_rank
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def vllm(
         rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("r", 16)
         command += [f"--served-model-name={name}-base", "--enable-lora", f"--lora-modules={name}={adapter}"]
         # Room for others that come while it serves (adapters.load).
-        command += [f"--max-lora-rank={lora_rank(max(rank, 64))}", "--max-loras=4"]
+        command += [f"--max-lora-rank={vllm_lora_rank(max(rank, 64))}", "--max-loras=4"]
     else:
         command += [f"--served-model-name={name}"]
     variables = engines.vllm_variables(folder)

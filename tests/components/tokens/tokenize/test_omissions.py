@@ -21,7 +21,7 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.rows.conversations import TOOL_MESSAGE
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.components.tokens.tokenize.conversation import Conversation
-from llm_finetune.components.tokens.tokenize.shapes import without_repeats
+from llm_finetune.components.tokens.tokenize.shapes import distinct_messages
 
 PARTS = {
     "tools": "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}",
@@ -203,9 +203,9 @@ def test_tools_of_another_form_are_one_error_with_the_row(tmp_path, tools, messa
 def test_a_long_conversation_is_tried_by_its_first_exchange_of_each_form_and_its_last():
     steps = [calls(OSLO), said("tool", "grey")] * 3
     turns = [said("system", "s"), *PLAIN * 5, said("user", "?"), *steps, said("assistant", "grey"), *PLAIN * 3]
-    kept, _ = without_repeats(Conversation.of(turns))
+    kept, _ = distinct_messages(Conversation.of(turns))
     assert kept == [0, 1, 2, 11, 12, 13, 18, 23, 24]
-    assert without_repeats(Conversation.of(PLAIN * 9))[1] == without_repeats(Conversation.of(PLAIN * 3))[1]
+    assert distinct_messages(Conversation.of(PLAIN * 9))[1] == distinct_messages(Conversation.of(PLAIN * 3))[1]
 
 
 def through_the_cards(tmp_path: Path, rows: list[dict], chat_template: str) -> Path:

@@ -248,7 +248,7 @@ def test_the_card_needs_no_torch(tmp_path):
     """In a step's process torch is never imported, which takes seconds; the data image has none."""
     source, tokenizer = sft(tmp_path / "sft"), family_tokenizer(tmp_path / "t", "smollm")
     script = (
-        "import sys\nfrom llm_finetune.components.tokens.tokenize import step, vocabulary\nvocabulary.leave_torch_out()\n"
+        "import sys\nfrom llm_finetune.components.tokens.tokenize import step, encoder\nvocabulary.block_torch_import()\n"
         f"step.tokenize({str(source)!r}, {str(source)!r}, {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}, "
         f"{str(tmp_path / 'p')!r}, step.Settings(max_length=64), model={str(tokenizer)!r})\n"
         "assert sys.modules['torch'] is None\n"

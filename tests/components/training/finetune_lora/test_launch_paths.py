@@ -17,9 +17,9 @@ def world(tmp_path_factory):
 PATHS = {
     "labelled positions alone, like lengths together": {},
     "another attention": {"attention": "sdpa"},
-    "TRL's head": {"own_loss": False},
+    "TRL's head": {"labelled_only": False},
     "rows in random order": {"group_by_length": False},
-    "rows flattened": {"own_loss": False, "padding_free": True, "attention": "sdpa"},
+    "rows flattened": {"labelled_only": False, "padding_free": True, "attention": "sdpa"},
 }
 
 
@@ -55,4 +55,4 @@ def test_the_log_says_why(world, monkeypatch, packed, plain_head, processes, rea
     config = AutoConfig.from_pretrained(world.inputs["model_config"])
     plan = build.plan_device(config, packed, "float32", plain_head)
     assert any(line.startswith(reason) for line in plan.reasons)
-    assert plan.own_loss == (reason == "loss on labelled positions alone")
+    assert plan.labelled_only == (reason == "loss on labelled positions alone")

@@ -20,8 +20,8 @@ from tiny import tiny_model
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora import step
-from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, SharedBatches
-from llm_finetune.components.training.finetune_lora.parallel import Needs, choose, sharding_obstacle
+from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, ProcessBatchSampler
+from llm_finetune.components.training.finetune_lora.parallel import MemoryEstimates, choose, sharding_obstacle
 
 ROWS = 21  # five steps of 4 rows and one of a single row, which leaves one of two processes without any
 
@@ -35,7 +35,7 @@ ROWS = 21  # five steps of 4 rows and one of a single row, which leaves one of t
 )
 def test_every_row_is_trained_once_and_every_process_has_as_many_batches(rows, processes, micro, accumulation):
     order = EpochLengthSampler(micro * accumulation * processes, [1 + row % 7 for row in range(rows)], seed=3)
-    batches = SharedBatches(order, rows, processes, micro, accumulation)
+    batches = ProcessBatchSampler(order, rows, processes, micro, accumulation)
     batches.set_epoch(1)
     dealt = list(batches)
     assert len(dealt) == len(batches) and len(dealt) % processes == 0
@@ -52,8 +52,8 @@ def test_every_row_is_trained_once_and_every_process_has_as_many_batches(rows, p
     assert taken == [sorted(whole[start : start + size]) for start in range(0, rows, size)]
 
 
-def needed(whole: float) -> Needs:
-    return Needs(whole, whole / 2, whole / 4, whole / 8)
+def needed(whole: float) -> MemoryEstimates:
+    return MemoryEstimates(whole, whole / 2, whole / 4, whole / 8)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.tokens.tokenize import step, view
+from llm_finetune.components.tokens.tokenize import preview, step
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +18,15 @@ def tokenizer(tmp_path_factory):
 def test_each_token_shows_what_it_adds(tokenizer):
     text = "<|im_start|>user\nName a colour.\t<|im_end|>"
     ids = tokenizer(text)["input_ids"]
-    texts = view.texts_of(tokenizer, ids)
+    texts = preview.token_texts(tokenizer, ids)
     assert len(texts) == len(ids) and "".join(texts) == text.replace("\n", "⏎\n").replace("\t", "⇥")
     assert texts[0] == "<|im_start|>" and texts[-1] == "<|im_end|>"
 
 
 def test_a_character_of_several_tokens_shows_once(tokenizer):
     ids = tokenizer("a€😀b")["input_ids"]  # three and four bytes, a token each
-    assert view.texts_of(tokenizer, ids) == ["a", "·", "·", "€", "·", "·", "·", "😀", "b"]
-    assert view.texts_of(tokenizer, ids[:3])[-1] == "�"
+    assert preview.token_texts(tokenizer, ids) == ["a", "·", "·", "€", "·", "·", "·", "😀", "b"]
+    assert preview.token_texts(tokenizer, ids[:3])[-1] == "�"
 
 
 def test_documents_of_a_packed_row_are_told_apart(tokenizer, tmp_path):
@@ -41,7 +41,7 @@ def test_documents_of_a_packed_row_are_told_apart(tokenizer, tmp_path):
     )
     with tables.ShardWriter(tmp_path / "tokens", table.schema) as writer:
         writer.write(table)
-    shown, long = view.token_rows(tokenizer, tmp_path / "tokens")
+    shown, long = preview.token_rows(tokenizer, tmp_path / "tokens")
     assert [(d["length"], d["trained"]) for d in shown["documents"]] == [(len(first), 2), (len(second), 0)]
     assert [t["trained"] for t in shown["documents"][0]["tokens"]] == [False] * (len(first) - 2) + [True] * 2
     assert shown["documents"][1]["tokens"][0] == {
@@ -50,8 +50,8 @@ def test_documents_of_a_packed_row_are_told_apart(tokenizer, tmp_path):
         "trained": False,
         "special": True,
     }
-    assert shown["left_out"] == 0 and long["left_out"] == 200 * len(first) - view.TOKENS_SHOWN
-    assert sum(len(d["tokens"]) for d in long["documents"]) == view.TOKENS_SHOWN
+    assert shown["left_out"] == 0 and long["left_out"] == 200 * len(first) - preview.TOKENS_SHOWN
+    assert sum(len(d["tokens"]) for d in long["documents"]) == preview.TOKENS_SHOWN
     write_page(
         tmp_path / "page.html", step.__file__.replace("step.py", "preview.html.jinja"), title="x", model="m",
         settings=step.Settings(), facts={"train": step.SplitFacts()}, samples={"train": [shown]},

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 from llm_finetune.components.shared.rows.json_messages import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation
 
-OFFERED = -1
+TOOL_DEFINITIONS = -1
 """Stands for the tools on offer where a turn is named."""
 _WORDS = re.compile(r"<[^<>\n]*>|\[[A-Z_/ ]+\]|\w+")  # tags stay: a template may divide a text at them
 
 
-class Piece(NamedTuple):
+class MarkedValue(NamedTuple):
     """A value of a conversation, and the words that stand for it.
 
     Attributes:
-        turn: Index of its message, or `OFFERED`.
+        turn: Index of its message, or `TOOL_DEFINITIONS`.
         feature: What of a conversation it belongs to, for people.
         place: Where in its message it stands.
         words: The words, in order.
@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     is_name: bool = False
 
 
-class Marker:
+class PlaceholderWriter:
     """Puts words into a conversation. Names of arguments, ids and roles stay, since templates may go by them."""
 
     def __init__(self, every_word: bool) -> None:
@@ -43,46 +43,48 @@ class Marker:
         self.names: dict[str, str] = {}
         """The word of each function name: tools and calls stay in step."""
 
-    def marked(self, conversation: Conversation) -> tuple[Conversation, list[Piece]]:
+    def marked(self, conversation: Conversation) -> tuple[Conversation, list[MarkedValue]]:
         """Returns a conversation of the same form, and its pieces in order."""
-        pieces: list[Piece] = []
+        pieces: list[MarkedValue] = []
         tools = [self._tool(tool, i, pieces) for i, tool in enumerate(conversation.tools or [])]
         turns = [self._turn(turn, i, pieces) for i, turn in enumerate(conversation.turns)]
         return Conversation(turns, tools if conversation.tools is not None else None), pieces
 
-    def _turn(self, turn: dict[str, Any], i: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _turn(self, turn: dict[str, Any], i: int, pieces: list[MarkedValue]) -> dict[str, Any]:
         new = dict(turn)
         for field in ("content", *REASONING):
             if isinstance(text := turn.get(field), str) and text.strip():
                 new[field], words = self._text(text)
-                pieces.append(Piece(i, _feature(turn, field), field, words))
+                pieces.append(MarkedValue(i, _feature(turn, field), field, words))
         if turn.get("name") in self.names:
             new["name"] = self.names[turn["name"]]
         if calls := turn.get("tool_calls"):
             new["tool_calls"] = [self._call(call, i, j, pieces) for j, call in enumerate(calls)]
         return new
 
-    def _call(self, call: dict[str, Any], i: int, j: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _call(self, call: dict[str, Any], i: int, j: int, pieces: list[MarkedValue]) -> dict[str, Any]:
         feature = "tool calls" if j == 0 else "the second and further tool calls of an answer"
         place = f"tool_calls[{j}]" + (".function" if "function" in call else "")
         function = dict(function_of(call))
-        self._rename(function, Piece(i, feature, f"{place}.name", ()), pieces)
+        self._rename(function, MarkedValue(i, feature, f"{place}.name", ()), pieces)
         if "arguments" in function:
             values: list[tuple[str, str]] = []
             function["arguments"] = self._values(function["arguments"], f"{place}.arguments", values)
-            pieces += [Piece(i, feature, path, (word,)) for path, word in values]
+            pieces += [MarkedValue(i, feature, path, (word,)) for path, word in values]
         return {**call, "function": function} if "function" in call else function
 
-    def _tool(self, tool: dict[str, Any], i: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _tool(self, tool: dict[str, Any], i: int, pieces: list[MarkedValue]) -> dict[str, Any]:
         place = f"tools[{i}]" + (".function" if "function" in tool else "")
         function = dict(function_of(tool))
-        self._rename(function, Piece(OFFERED, "offered tools", f"{place}.name", ()), pieces)
+        self._rename(function, MarkedValue(TOOL_DEFINITIONS, "offered tools", f"{place}.name", ()), pieces)
         if isinstance(text := function.get("description"), str) and text.strip():
             function["description"] = self._word()
-            pieces.append(Piece(OFFERED, "offered tools", f"{place}.description", (function["description"],)))
+            pieces.append(
+                MarkedValue(TOOL_DEFINITIONS, "offered tools", f"{place}.description", (function["description"],))
+            )
         return {**tool, "function": function} if "function" in tool else function
 
-    def _rename(self, function: dict[str, Any], piece: Piece, pieces: list[Piece]) -> None:
+    def _rename(self, function: dict[str, Any], piece: MarkedValue, pieces: list[MarkedValue]) -> None:
         if isinstance(name := function.get("name"), str) and name:
             function["name"] = self.names.setdefault(name, self._word())
             pieces.append(piece._replace(words=(function["name"],), is_name=True))

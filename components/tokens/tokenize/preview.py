@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.tokens.tokenize.documents import IGNORED
+from llm_finetune.components.tokens.tokenize.documents import IGNORE_INDEX
 
 ROWS_SHOWN = 3
 TOKENS_SHOWN = 400
@@ -36,13 +36,13 @@ def _row(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
         if shown <= 0:
             break
         ids, labels = row["input_ids"][start : start + length], row["labels"][start : start + length]
-        parts = zip(texts_of(tokenizer, ids[:shown]), ids, labels, strict=False)
+        parts = zip(token_texts(tokenizer, ids[:shown]), ids, labels, strict=False)
         documents.append(
             {
                 "length": length,
-                "trained": sum(label != IGNORED for label in labels),
+                "trained": sum(label != IGNORE_INDEX for label in labels),
                 "tokens": [
-                    {"text": text, "id": token, "trained": label != IGNORED, "special": token in special}
+                    {"text": text, "id": token, "trained": label != IGNORE_INDEX, "special": token in special}
                     for text, token, label in parts
                 ],
             }
@@ -51,7 +51,7 @@ def _row(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     return {"documents": documents, "left_out": max(len(row["input_ids"]) - TOKENS_SHOWN, 0)}
 
 
-def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Returns the text that each token adds to the ones before it, special characters made visible.
 
     Decoded alone, a token loses the space that begins it in some vocabularies, and one that holds part of a character

@@ -15,7 +15,7 @@ from tokenizers import Encoding
 from llm_finetune.components.shared.errors import UserError
 
 
-def leave_torch_out() -> None:
+def block_torch_import() -> None:
     """Keeps transformers from importing torch in this process: no tokenizer needs it, and it takes seconds.
 
     Only inside a pipeline step, whose process does nothing else; the data image has no torch at all.
@@ -26,7 +26,7 @@ def leave_torch_out() -> None:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Encoder:
     """A tokenizer and what training needs to know of it.
 
     Attributes:
@@ -102,7 +102,7 @@ class Vocabulary:
         return str(self.tokenizer.eos_token) if prompt.ids[-1] in self.special_ids else self.anchor
 
 
-def load_vocabulary(model: str, chat_template: str | None, label: str = "") -> Vocabulary:
+def load_encoder(model: str, chat_template: str | None, label: str = "") -> Encoder:
     """Loads a tokenizer and gives it the chat template of the training format.
 
     Args:
@@ -112,7 +112,7 @@ def load_vocabulary(model: str, chat_template: str | None, label: str = "") -> V
         label: Name of the model for people; empty takes `model`.
 
     Returns:
-        The vocabulary.
+        The encoder.
 
     Raises:
         UserError: If there is no fast tokenizer, no end-of-sequence token, or no chat template where one is needed.
@@ -142,10 +142,10 @@ def load_vocabulary(model: str, chat_template: str | None, label: str = "") -> V
         tokenizer.chat_template = _with_bos(tokenizer)
     special_ids = frozenset(token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
     anchor, embeddings = _anchor(tokenizer), _embeddings(Path(model))
-    return Vocabulary(tokenizer, bos, tokenizer.eos_token_id, special_ids, anchor, embeddings, label or model)
+    return Encoder(tokenizer, bos, tokenizer.eos_token_id, special_ids, anchor, embeddings, label or model)
 
 
-def template_beside(sft: Path) -> str | None:
+def read_chat_template(sft: Path) -> str | None:
     """Returns the chat template that Format for SFT wrote beside its rows, or None for the base model's own."""
     file = sft / "chat_template.jinja"
     return file.read_text(encoding="utf-8") if file.exists() else None
