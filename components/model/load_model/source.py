@@ -10,14 +10,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from llm_finetune.components.model.load_model.disk import check_space
-from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.errors import UserError, first_line
 from llm_finetune.components.shared.files import make_writable
 from llm_finetune.components.shared.modeling.base_model import (
     INDEX,
     SINGLE,
     DownloadProgress,
     download,
-    first_line,
     hub_errors,
     hub_token,
     non_weight_files,

@@ -78,9 +78,10 @@ def load_config(folder: str) -> PretrainedConfig:
         UserError: If there is none, or its architecture is unknown.
     """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loadable(folder, error) from error
+    return config
 
 
 def _not_loadable(folder: str, error: Exception) -> UserError:

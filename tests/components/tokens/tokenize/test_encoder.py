@@ -19,7 +19,7 @@ def vocabularies(tmp_path_factory) -> dict[str, Encoder]:
 
 def ids_of(encoder: Encoder, prompt: str, completion: str) -> list[int]:
     prompts = encoder.encode([prompt])
-    return prompts[0].ids + encoder.completion_ids(encoder.encode_behind([completion], prompts)[0])
+    return prompts[0].ids + encoder.completion_ids(encoder.encode_completions([completion], prompts)[0])
 
 
 @settings(max_examples=25, deadline=None)

@@ -20,7 +20,7 @@ from llm_finetune.components.shared.modeling.memory import (
 )
 from llm_finetune.components.training.finetune_lora.device import plan_device
 from llm_finetune.components.training.finetune_lora.fused import disable_input_casts, fuse_adapters
-from llm_finetune.components.training.finetune_lora.parallel import needs, plan_memory
+from llm_finetune.components.training.finetune_lora.parallel import estimate_memory, memory_plan
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # The shapes of tests/bench/train_gpu.py.
@@ -163,7 +163,9 @@ def test_with_checkpointing_the_layers_inputs_are_kept(dtype):
     model = get_peft_model(LlamaForCausalLM(TINY).to(dtype), config)
     plan = TrainingPlan(TOKENS, True, False, fused=False, grouped_queries=True, value_bytes=dtype.itemsize)
     one_layer = activation_bytes_per_token(replace(shape, layers=1), adapter, replace(plan, checkpointing=False))
-    one_layer -= (adapter.values * dtype.itemsize) * (1 - 1 / shape.layers)  # the adapter's figures are all layers'
+    one_layer -= (adapter.saved_values * dtype.itemsize) * (
+        1 - 1 / shape.layers
+    )  # the adapter's figures are all layers'
     kept = TOKENS * (activation_bytes_per_token(shape, adapter, plan) - one_layer)
     assert kept == pytest.approx(counted(model, True, dtype.itemsize), rel=0.05)
 
@@ -196,7 +198,7 @@ def test_advice_is_the_mildest_change_that_fits():
 def test_the_training_estimates_from_the_model_s_folder(tmp_path):
     folder = tiny_model(tmp_path / "base")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="pissa")
-    device = plan_device(LlamaConfig.from_pretrained(folder), True, "float32", plain_head=True)
-    found = needs(folder, lora, plan_memory(device, 10**6, 1000, False, 2))
-    assert found.whole_checkpointed < found.whole and found.divided_checkpointed < found.divided
+    device = plan_device(LlamaConfig.from_pretrained(folder), True, "float32")
+    found = estimate_memory(folder, lora, memory_plan(device, 10**6, 1000, False, 2))
+    assert found.replicated_checkpointed < found.replicated and found.sharded_checkpointed < found.sharded
     assert lora.init_lora_weights == "pissa"
