@@ -85,13 +85,13 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             template: Text with {instruction}, {input} and {output}; a written \n is a newline, {{ and }} are braces.
                 `chat` instead of a text makes conversations for the base model's own chat template.
             model_name: Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.
-            load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files stay as they are.
-            max_length: Most tokens in a row.
+            load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files are not changed.
+            max_length: Maximum tokens in a row.
             lora_r: Rank of the adapter.
-            lora_alpha: Scale: the adapter's product is multiplied by lora_alpha / r.
-            num_epochs: Passes over the training rows.
-            batch_size: Rows per optimizer step and GPU, before accumulation; n GPUs take n times as many, and
-                learning_rate stays as it is. Packed rows hold several documents.
+            lora_alpha: Scale: the adapter's output is multiplied by lora_alpha / r.
+            num_epochs: Number of passes over the training rows.
+            batch_size: Rows per optimizer step and GPU, before accumulation; with n GPUs a step has n times as many,
+                and learning_rate is not scaled. Packed rows contain several documents.
             learning_rate: Peak learning rate.
             seed: Seed of split, packing, training and evaluation.
             gate_rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99,

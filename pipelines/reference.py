@@ -77,7 +77,7 @@ def _values(field: FieldInfo) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = {"string": "text", "number": "number", "integer": "integer", "boolean": "true, false", "object": "mapping"}
-    text = kind.get(schema.get("type", ""), "list")
+    text = "text or list" if "anyOf" in schema else kind.get(schema.get("type", ""), "list")
     return ", ".join([text, *(form.format(schema[key]) for key, form in LIMITS.items() if key in schema)])
 
 

@@ -9,7 +9,7 @@ FLAGS = ("avx512_bf16", "amx_bf16")
 OLDER = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
-def cpu_multiplies_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     """Tells whether the CPU has bfloat16 products; elsewhere they are emulated and many times slower than float32."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in OLDER:
         return False

@@ -26,7 +26,7 @@ from llm_finetune.components.evaluation.evaluate.generation import Answer, Assig
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.modeling.device import fast_dtype
-from llm_finetune.components.shared.modeling.padding import ensure_padding
+from llm_finetune.components.shared.modeling.padding import ensure_pad_token
 
 GOAL = 3.0
 
@@ -37,7 +37,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=fast_dtype()).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ensure_padding(tokenizer, model)
+    ensure_pad_token(tokenizer, model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

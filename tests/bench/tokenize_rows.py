@@ -60,9 +60,9 @@ def write_rows(folder: Path, rows: int) -> None:
 def card(source: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
     """Tokenises a folder with the card's step."""
     os.environ["_KFP_RUNTIME"] = "true"  # as in a pipeline, where the card keeps torch out
-    from llm_finetune.components.tokens.tokenize import step, vocabulary
+    from llm_finetune.components.tokens.tokenize import encoder, step
 
-    vocabulary.leave_torch_out()
+    encoder.block_torch_import()
     import transformers  # noqa: F401
 
     few = source.parent / "few"

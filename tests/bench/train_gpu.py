@@ -58,7 +58,7 @@ def write_model(shape: str, folder: Path) -> dict[str, Any]:
     from tiny import tiny_tokenizer
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model, shape_of
+    from llm_finetune.components.shared.modeling.architecture import add_adapter, empty_model, model_shape
 
     torch.manual_seed(1)
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, tie_word_embeddings=False)
@@ -72,9 +72,9 @@ def write_model(shape: str, folder: Path) -> dict[str, Any]:
     lora.save_pretrained(folder / "lora")
     total = sum(parameter.numel() for parameter in model.parameters())
     products = total - model.get_input_embeddings().weight.numel()
-    adapter, _ = adapter_of(empty_model(folder / "model"), lora)
+    adapter, _ = add_adapter(empty_model(folder / "model"), lora)
     return {
-        "products": products, "config": SHAPES[shape], "shape": vars(shape_of(model)), "adapter": vars(adapter),
+        "products": products, "config": SHAPES[shape], "shape": vars(model_shape(model)), "adapter": vars(adapter),
     }  # fmt: skip
 
 
@@ -130,11 +130,13 @@ def run_way(options: dict[str, Any]) -> dict[str, Any]:
 
 def estimated_gib(facts: dict[str, Any], tokens: float, nf4: bool, checkpointing: bool) -> float:
     """Returns the memory that apply_lora would print for our way."""
-    from llm_finetune.components.shared.modeling.architecture import liger_obstacle, shares_keys
-    from llm_finetune.components.shared.modeling.memory import Adapter, Plan, Shape, estimate
+    from llm_finetune.components.shared.modeling.architecture import liger_obstacle, varlen_supports_gqa
+    from llm_finetune.components.shared.modeling.memory import AdapterShape, ModelShape, TrainingPlan, estimate
 
-    plan = Plan(round(tokens), checkpointing, nf4, fused=not liger_obstacle("llama"), shared_keys=shares_keys())
-    return estimate(Shape(**facts["shape"]), Adapter(**facts["adapter"]), plan).gib
+    plan = TrainingPlan(
+        round(tokens), checkpointing, nf4, fused=not liger_obstacle("llama"), grouped_queries=varlen_supports_gqa()
+    )
+    return estimate(ModelShape(**facts["shape"]), AdapterShape(**facts["adapter"]), plan).gib
 
 
 def main() -> int:

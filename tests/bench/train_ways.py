@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llm_finetune.components.shared.modeling.causal_lm import load_base
 from llm_finetune.components.shared.modeling.device import fast_dtype
-from llm_finetune.components.shared.modeling.losses import padded
+from llm_finetune.components.shared.modeling.losses import pad_rows
 from llm_finetune.components.tokens.tokenize.packing import pack
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 from llm_finetune.components.training.finetune_lora.settings import Settings
@@ -172,7 +172,7 @@ def simple(job: Job) -> Trainer:
     args.padding_free_rows = False  # type: ignore[attr-defined]
     model = adapted(job, "sdpa")
     model.enable_input_require_grads()
-    return Trainer(model, args, data_collator=padded, train_dataset=Dataset.from_list(job.documents))
+    return Trainer(model, args, data_collator=pad_rows, train_dataset=Dataset.from_list(job.documents))
 
 
 def trl_defaults(job: Job) -> Trainer:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.adapters import changes_base
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 
 def with_adapter(base: Any, ft_result: str | Path) -> Any:
@@ -79,5 +79,5 @@ def _copy(base: Any) -> dict[str, torch.Tensor]:
 
 def _own_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Returns the parameters by the names that they have without an adapter."""
-    for name, parameter in unwrapped(model).named_parameters():
+    for name, parameter in unwrap_peft(model).named_parameters():
         yield name.replace(".base_layer.", "."), parameter

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.losses import by_length
+from llm_finetune.components.shared.modeling.losses import length_grouped_batches
 
 
 class TokenBudget:
@@ -34,7 +34,7 @@ class TokenBudget:
         Raises:
             UserError: If a single item does not fit into memory.
         """
-        waiting = deque(by_length(lengths, self.tokens))
+        waiting = deque(length_grouped_batches(lengths, self.tokens))
         while waiting:
             batch = waiting.popleft()
             if _fits(work, batch):
@@ -47,7 +47,8 @@ class TokenBudget:
             self._shrink(what, lengths[batch[0]] * len(batch))
             left = [*batch, *(index for later in waiting for index in later)]
             waiting = deque(
-                [left[i] for i in group] for group in by_length([lengths[index] for index in left], self.tokens)
+                [left[i] for i in group]
+                for group in length_grouped_batches([lengths[index] for index in left], self.tokens)
             )
 
     def _shrink(self, what: str, failed: int) -> None:

@@ -13,7 +13,7 @@ from llm_finetune.components.evaluation.evaluate.generation import Answer, Assig
 from llm_finetune.components.evaluation.evaluate.models import Models
 from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.adapters import lora_rank, unserved
+from llm_finetune.components.shared.modeling.adapters import serving_obstacle, vllm_lora_rank
 
 FREE_SHARE = 0.9
 """Share of the GPU's free memory that vLLM may take; the rest is for its CUDA context and what torch rounds up."""
@@ -73,7 +73,7 @@ def obstacle(models: Models, assignments: Mapping[str, Assignment], without_gpu:
         return "vLLM is not installed"
     if reason := missing_gpu(without_gpu):
         return reason
-    if reason := unserved(_adapter_config(models)):
+    if reason := serving_obstacle(_adapter_config(models)):
         return f"vLLM can't serve the adapter, for {reason}"
     if models.load_in_4bit or getattr(models.config, "quantization_config", None):
         return "the base is quantised, and vLLM would compute it in another precision than it was trained in"
@@ -117,7 +117,7 @@ def _engine(models: Models, assignments: Mapping[str, Assignment]) -> dict[str, 
         "dtype": dtype,
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": lora_rank(_adapter_config(models)["r"]),
+        "max_lora_rank": vllm_lora_rank(_adapter_config(models)["r"]),
         "max_model_len": longest,
         "skip_tokenizer_init": True,
         # Not what the base's own generation_config.json says: that would change the figures.

@@ -11,7 +11,7 @@ from llm_finetune.components.evaluation.evaluate.adapter import adapted
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
 from llm_finetune.components.evaluation.evaluate.rows import windows
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.losses import completion_nll, padded
+from llm_finetune.components.shared.modeling.losses import completion_nll, pad_rows
 from llm_finetune.components.shared.progress import Progress
 
 MODELS = ("base", "tuned")
@@ -78,7 +78,7 @@ def _measure_window(model: Any, window: list[dict[str, Any]], budget: TokenBudge
     nll = {name: np.zeros(len(window)) for name in MODELS}
 
     def work(group: list[int], name: str) -> None:
-        sums, counted = completion_nll(model, padded([window[i] for i in group], model.device))
+        sums, counted = completion_nll(model, pad_rows([window[i] for i in group], model.device))
         nll[name][group] = sums.double().cpu().numpy()
         tokens[group] = counted.cpu().numpy()
 

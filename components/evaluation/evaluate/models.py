@@ -11,7 +11,7 @@ from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
 from llm_finetune.components.shared.modeling.base_model import resolve
 from llm_finetune.components.shared.modeling.causal_lm import load_base, load_config
 from llm_finetune.components.shared.modeling.device import fast_dtype
-from llm_finetune.components.shared.modeling.padding import ensure_padding
+from llm_finetune.components.shared.modeling.padding import ensure_pad_token
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Models:
             UserError: If the weights are missing or damaged, or the adapter does not fit.
         """
         model = with_adapter(load_base(self.base, self.dtype, load_in_4bit=self.load_in_4bit), self.adapter)
-        ensure_padding(self.tokenizer, model)
+        ensure_pad_token(self.tokenizer, model)
         return model
 
 

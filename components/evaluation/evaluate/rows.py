@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.modeling.losses import IGNORED
+from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
 
 ROWS_PER_WINDOW = 2048
 TRAIN_ROWS_READ = 1024
@@ -73,14 +73,14 @@ def windows(val_tokens: Path, chosen: np.ndarray) -> Iterator[list[dict[str, Any
 def answer_start(labels: list[int]) -> int:
     """Returns where a row's last answer begins: its last unbroken run of labels."""
     start = len(labels)
-    while start > 0 and labels[start - 1] != IGNORED:
+    while start > 0 and labels[start - 1] != IGNORE_INDEX:
         start -= 1
     return start
 
 
 def ends_in_answer(row: dict[str, Any]) -> bool:
     """Tells whether a row ends with an answer; the last one of a conversation may have been cut off."""
-    return bool(row["labels"][-1] != IGNORED)
+    return bool(row["labels"][-1] != IGNORE_INDEX)
 
 
 def prompt_of(row: dict[str, Any], tokenizer: Any) -> Prompt:

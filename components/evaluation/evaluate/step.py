@@ -14,7 +14,7 @@ from llm_finetune.components.evaluation.evaluate.models import describe
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.evaluation.metrics import dashboard_rows
 from llm_finetune.components.shared import questions
-from llm_finetune.components.shared.modeling.causal_lm import evaluating
+from llm_finetune.components.shared.modeling.causal_lm import evaluation_mode
 from llm_finetune.components.shared.questions import Question
 from llm_finetune.components.shared.settings import listed
 
@@ -96,7 +96,7 @@ def evaluate(
     assigned = candidates.assignments(models, asked.prompts, training, settings, findings)
     asked.given, writer = engine.answers_of_vllm(models, assigned, settings.generation_engine, findings)
     model = models.load()
-    with evaluating(model):
+    with evaluation_mode(model):
         losses = loss.measure(model, val_tokens, chosen, budget)
         asked.given = asked.given or candidates.generated(model, models.tokenizer, assigned, budget)
         measured = harness.run_tasks(model, models.tokenizer, tasks, settings, findings.notes) if tasks else {}

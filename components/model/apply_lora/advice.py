@@ -1,39 +1,39 @@
-"""What to change so that a training fits its GPU."""
+"""Recommends a setting that makes a training fit its GPU."""
 
 from dataclasses import replace
 
-from llm_finetune.components.shared.modeling.memory import Adapter, Plan, Shape, estimate
+from llm_finetune.components.shared.modeling.memory import AdapterShape, ModelShape, TrainingPlan, estimate
 
 
-def advise(shape: Shape, adapter: Adapter, plan: Plan, gpu_memory_gib: float, shortest: int) -> str:
-    """Returns what to change so that a training fits.
+def advise(shape: ModelShape, adapter: AdapterShape, plan: TrainingPlan, gpu_memory_gib: float, min_tokens: int) -> str:
+    """Recommends a change that makes a training fit.
 
     Args:
         shape: The model.
         adapter: Its adapter.
         plan: The training that does not fit.
-        gpu_memory_gib: Memory of the GPU.
-        shortest: Tokens of the longest row: a micro-batch can't be smaller.
+        gpu_memory_gib: Memory of the GPU in GiB.
+        min_tokens: Minimum tokens in a micro-batch: those of the longest row.
 
     Returns:
-        The mildest change that helps, as a sentence.
+        A sentence with the first change that is enough; those that slow the training down least are tried first.
     """
-    smaller = replace(plan, tokens=shortest)
-    steps = [
+    smaller = replace(plan, tokens=min_tokens)
+    changes = [
         ("set gradient_checkpointing to on", replace(plan, checkpointing=True)),
-        (f"set tokens_per_micro_batch to {shortest}", smaller),
+        (f"set tokens_per_micro_batch to {min_tokens}", smaller),
         (
-            f"set gradient_checkpointing to on and tokens_per_micro_batch to {shortest}",
+            f"set gradient_checkpointing to on and tokens_per_micro_batch to {min_tokens}",
             replace(smaller, checkpointing=True),
         ),
         ("set load_in_4bit and gradient_checkpointing to on", replace(plan, checkpointing=True, load_in_4bit=True)),
         (
-            f"set load_in_4bit and gradient_checkpointing to on and tokens_per_micro_batch to {shortest}",
+            f"set load_in_4bit and gradient_checkpointing to on and tokens_per_micro_batch to {min_tokens}",
             replace(smaller, checkpointing=True, load_in_4bit=True),
         ),
     ]
-    for change, changed in steps:
+    for change, changed in changes:
         needed = estimate(shape, adapter, changed).gib
         if changed != plan and needed <= gpu_memory_gib:
             return f"To fit, {change}: {needed:.1f} GiB."
-    return "No setting makes it fit: take a larger GPU, several of them with parallel = fsdp, or a smaller model."
+    return "No setting makes it fit: use a larger GPU, several GPUs with parallel = fsdp, or a smaller model."

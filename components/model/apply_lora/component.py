@@ -1,4 +1,4 @@
-"""Apply LoRA: chooses the adapter and checks it against the architecture before a GPU is asked for."""
+"""Apply LoRA: configures the adapter and checks it against the architecture, without a GPU."""
 
 from kfp import dsl
 
@@ -30,36 +30,39 @@ def apply_lora(
 ):
     """Writes PEFT's adapter configuration after checking every module name against the model's architecture.
 
-    The architecture is built on the meta device, without weights and without a GPU; trainable parameters are counted
-    there and the memory of the training is estimated.
+    The architecture is built on the meta device, without weights and without a GPU. The card counts the trainable
+    parameters and estimates the memory of the training.
 
     Args:
         model_config: Base model of Load Base Model.
         lora_config: Folder with PEFT's adapter_config.json.
-        model_summary: Rank, targets, trainable parameters, estimated GPU memory and whether it fits.
+        model_summary: Rank, targets, trainable parameters, estimated GPU memory, and whether the training fits.
         r: Rank of the adapter.
-        lora_alpha: Scale: the adapter's product is multiplied by lora_alpha / r.
-        lora_dropout: Dropout before the adapter.
-        target_modules: Names of modules separated by commas, or all-linear for every linear module but the head.
-        use_rslora: Scale by lora_alpha / sqrt(r), which keeps high ranks stable.
-        use_dora: Learn magnitude and direction apart (DoRA); slower, and the adapter can only be served merged.
-        init: Initial values: default, gaussian, orthogonal, olora or pissa.
-        modules_to_save: Modules to train in full beside the adapter, separated by commas.
-        max_length: Tokens of the longest row; only for the memory estimate.
+        lora_alpha: Scale: the adapter's output is multiplied by lora_alpha / r.
+        lora_dropout: Dropout probability of the adapter's input.
+        target_modules: Names of the modules to adapt, separated by commas or as a list; all-linear for every linear
+            module except the head.
+        use_rslora: Scale by lora_alpha / sqrt(r) (rsLoRA), which is stable at high ranks.
+        use_dora: Train magnitude and direction separately (DoRA); slower, and the adapter can only be served merged.
+        init: Initialization of the adapter: default, gaussian, orthogonal, olora or pissa.
+        modules_to_save: Names of modules to train in full in addition to the adapter, separated by commas or as a list.
+        max_length: Maximum tokens per row; only for the memory estimate.
         batch_size: Rows per optimizer step and device; only for the memory estimate.
-        tokens_per_micro_batch: Most tokens that go through the model at once; only for the memory estimate.
-        gradient_checkpointing: on, off or auto (on where it does not fit without); only for the memory estimate.
-        gpu_memory_gib: Memory of the training GPU, to say whether the training fits; 0 if unknown.
+        tokens_per_micro_batch: Maximum tokens per micro-batch of packed rows; only for the memory estimate.
+        gradient_checkpointing: on, off or auto (on if the training does not fit without it); only for the memory
+            estimate.
+        gpu_memory_gib: Memory of the training GPU in GiB, to check whether the training fits; 0 if unknown.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     arguments = locals()
     from llm_finetune.components.model.apply_lora import step
+    from llm_finetune.components.model.apply_lora.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import flag
 
     with card(package_version):
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         four_bit = flag(model_config, "load_in_4bit")
         facts = step.apply_lora(model_config.path, lora_config.path, model_summary.path, chosen, four_bit)
         lora_config.metadata.update(vars(facts) | lineage({"model_config": model_config}))

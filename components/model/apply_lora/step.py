@@ -1,27 +1,28 @@
-"""Apply LoRA: chooses the adapter and checks it against the architecture before a GPU is asked for."""
+"""Apply LoRA: configures the adapter and checks it against the architecture, without a GPU."""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 from peft import LoraConfig
+from transformers import PretrainedConfig
 
 from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
-from llm_finetune.components.model.apply_lora.targets import check_saved, check_targets, linear_names
+from llm_finetune.components.model.apply_lora.targets import check_modules_to_save, check_targets, linear_names
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.modeling.adapters import unserved
+from llm_finetune.components.shared.modeling.adapters import serving_obstacle
 from llm_finetune.components.shared.modeling.architecture import (
-    adapter_of,
+    add_adapter,
     empty_model,
     liger_obstacle,
-    shape_of,
-    shares_keys,
+    model_shape,
+    varlen_supports_gqa,
 )
-from llm_finetune.components.shared.modeling.attention import attention_of, mixing_obstacle
-from llm_finetune.components.shared.modeling.memory import Adapter, Memory, Plan, Shape, estimate
+from llm_finetune.components.shared.modeling.attention import attention_implementation, packing_obstacle
+from llm_finetune.components.shared.modeling.memory import AdapterShape, Memory, ModelShape, TrainingPlan, estimate
 from llm_finetune.components.shared.summary import write_summary
 
 ALL_LINEAR = "all-linear"
@@ -29,23 +30,23 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """What an adapter comes to; the metadata of `lora_config`.
+    """Facts about an adapter; the metadata of `lora_config`.
 
     Attributes:
         lora_rank: Rank.
-        lora_alpha: Scale: the adapter's product is multiplied by alpha/r (alpha/√r with rsLoRA).
-        lora_dropout: Dropout before the adapter.
+        lora_alpha: Scale: the adapter's output is multiplied by alpha/r (alpha/√r with rsLoRA).
+        lora_dropout: Dropout probability of the adapter's input.
         target_modules: Modules that get an adapter.
         modules_to_save: Modules that are trained in full.
-        init: Initial values.
+        init: Initialization of the adapter.
         use_dora: Weight-decomposed LoRA.
         use_rslora: Rank-stabilised scale.
-        trainable_parameters: Parameters that the training changes.
-        total_parameters: All parameters, the trainable ones included.
+        trainable_parameters: Number of trainable parameters.
+        total_parameters: Number of all parameters, including the trainable ones.
         trainable_share: Their ratio.
         estimated_memory_gib: Estimated memory of one training GPU.
-        fits: Whether that fits the GPU that was asked for: `yes`, `no`, or `unknown` where its memory was not given.
-        serves_as_adapter: Whether vLLM can serve the adapter on a shared base; if not, it has to be merged.
+        fits: Whether that fits the memory of the GPU: `yes`, `no`, or `unknown` if gpu_memory_gib is not set.
+        serves_as_adapter: Whether vLLM can serve the adapter on a shared base; if not, it must be merged.
         content_hash: Hash of the folder.
     """
 
@@ -83,23 +84,23 @@ def apply_lora(
         load_in_4bit: Whether the training keeps the frozen weights in NF4.
 
     Returns:
-        What the adapter comes to.
+        Facts about the adapter.
 
     Raises:
-        UserError: If a module does not exist in the architecture, or settings exclude each other.
+        UserError: If a module does not exist in the architecture, or settings conflict.
     """
     if load_in_4bit and settings.init in ("pissa", "olora"):
         raise UserError(
-            f"init = {settings.init!r} changes the base weights, which 4 bit can't hold: set load_in_4bit to false in "
-            "Load Base Model, or use default"
+            f"init = {settings.init!r} changes the base weights, which is impossible in 4 bit: set load_in_4bit to "
+            "false in Load Base Model, or use default"
         )
     model = empty_model(model_config)
-    targets = linear_names(model) if settings.targets == [ALL_LINEAR] else settings.targets
+    targets = linear_names(model) if settings.target_names == [ALL_LINEAR] else settings.target_names
     check_targets(model, targets)
-    check_saved(model, settings.saved, targets)
-    shape = shape_of(model)
-    plain = settings.model_copy(update={"init": "default"})  # the other initial values need weights to start from
-    adapter, total = adapter_of(model, _peft_config(plain, targets))
+    check_modules_to_save(model, settings.saved_names, targets)
+    shape = model_shape(model)
+    plain = settings.model_copy(update={"init": "default"})  # the other initializations need weights
+    adapter, total = add_adapter(model, _peft_config(plain, targets))
     plan = _plan(shape, adapter, settings, model.config, load_in_4bit)
     memory = estimate(shape, adapter, plan)
     with whole_folder(lora_config) as folder:
@@ -109,7 +110,7 @@ def apply_lora(
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
-        modules_to_save=settings.saved,
+        modules_to_save=settings.saved_names,
         init=settings.init,
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
@@ -118,7 +119,7 @@ def apply_lora(
         trainable_share=adapter.trainable / total,
         estimated_memory_gib=round(memory.gib, 2),
         fits=_fits(memory, settings.gpu_memory_gib),
-        serves_as_adapter=not unserved(json.loads((Path(lora_config) / "adapter_config.json").read_text())),
+        serves_as_adapter=not serving_obstacle(json.loads((Path(lora_config) / "adapter_config.json").read_text())),
         content_hash=content_hash(lora_config),
     )
     advice = advise(shape, adapter, plan, settings.gpu_memory_gib, settings.max_length) if facts.fits == "no" else ""
@@ -127,7 +128,7 @@ def apply_lora(
 
 
 def _peft_config(settings: Settings, targets: list[str]) -> LoraConfig:
-    init: Any = True if settings.init == "default" else settings.init
+    init = True if settings.init == "default" else cast(Literal["gaussian"], settings.init)  # or another of INITS
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
@@ -137,7 +138,7 @@ def _peft_config(settings: Settings, targets: list[str]) -> LoraConfig:
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=init,
-        modules_to_save=settings.saved or None,
+        modules_to_save=settings.saved_names or None,
     )
 
 
@@ -145,23 +146,25 @@ def _write_adapter(folder: Path, adapter: LoraConfig) -> None:
     adapter.save_pretrained(str(folder))
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT: its order changes from run to run
+    config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT, whose order differs between runs
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _plan(shape: Shape, adapter: Adapter, settings: Settings, config: Any, load_in_4bit: bool) -> Plan:
+def _plan(
+    shape: ModelShape, adapter: AdapterShape, settings: Settings, config: PretrainedConfig, load_in_4bit: bool
+) -> TrainingPlan:
     rows = settings.batch_size * settings.max_length
     tokens = max(min(rows, settings.tokens_per_micro_batch), settings.max_length)  # at least one whole row
-    eager = attention_of(config, wanted="varlen") == "eager"
-    plan = Plan(
+    eager = attention_implementation(config, preferred="varlen") == "eager"
+    plan = TrainingPlan(
         tokens,
         settings.gradient_checkpointing == "on",
         load_in_4bit,
         fused=not liger_obstacle(config.model_type),
-        shared_keys=shares_keys() and not eager,
+        grouped_queries=varlen_supports_gqa() and not eager,
         dense_mask=eager,
         eager=eager,
-        row_tokens=settings.max_length if mixing_obstacle(config) else 0,  # padded where rows can't be packed
+        row_tokens=settings.max_length if packing_obstacle(config) else 0,  # padded where rows can't be packed
     )
     if settings.gradient_checkpointing == "auto" and settings.gpu_memory_gib:
         return replace(plan, checkpointing=estimate(shape, adapter, plan).gib > settings.gpu_memory_gib)
@@ -175,9 +178,9 @@ def _fits(memory: Memory, gpu_memory_gib: float) -> str:
 
 
 def _write_summary(
-    path: str | Path, facts: LoraFacts, memory: Memory, plan: Plan, advice: str, settings: Settings
+    path: str | Path, facts: LoraFacts, memory: Memory, plan: TrainingPlan, advice: str, settings: Settings
 ) -> None:
-    asked = f" of {settings.gpu_memory_gib:g} GiB" if settings.gpu_memory_gib else ""
+    available = f" of {settings.gpu_memory_gib:g} GiB" if settings.gpu_memory_gib else ""
     shown = {
         "lora_rank": facts.lora_rank,
         "lora_alpha": facts.lora_alpha,
@@ -186,19 +189,19 @@ def _write_summary(
         "modules_to_save": ", ".join(facts.modules_to_save) or "none",
         "variant": ", ".join(name for name, on in (("DoRA", facts.use_dora), ("rsLoRA", facts.use_rslora)) if on)
         or "LoRA",
-        "initial values": facts.init,
+        "initialization": facts.init,
         "trainable parameters": f"{facts.trainable_parameters:,} of {facts.total_parameters:,}",
         "share": f"{facts.trainable_share:.3%}",
-        "estimated GPU memory": f"{memory.gib:.1f} GiB{asked}",
+        "estimated GPU memory": f"{memory.gib:.1f} GiB{available}",
         "fits": facts.fits,
     }
     parts = {name: value / 2**30 for name, value in vars(memory).items()}
     notes = [
         "Memory: " + ", ".join(f"{name} {gib:.2f} GiB" for name, gib in parts.items()) + ".",
-        f"It assumes one GPU, {plan.tokens:,} tokens in a micro-batch, gradient checkpointing "
+        f"The estimate assumes one GPU, {plan.tokens:,} tokens in a micro-batch, gradient checkpointing "
         f"{'on' if plan.checkpointing else 'off'}, frozen weights in {'NF4' if plan.load_in_4bit else 'bfloat16'}, "
-        f"{'fused layers (Liger)' if plan.fused else 'layers that are not fused'}, adapter and optimizer in "
-        f"{'bfloat16' if plan.load_in_4bit else 'float32'}, {_attention(plan)}.",
+        f"{'fused layers (Liger)' if plan.fused else 'unfused layers'}, adapter and optimizer in "
+        f"{'bfloat16' if plan.load_in_4bit else 'float32'}, {_describe_attention(plan)}.",
     ]
     if advice:
         notes.append(advice)
@@ -207,8 +210,8 @@ def _write_summary(
     write_summary(path, "LoRA", shown, notes)
 
 
-def _attention(plan: Plan) -> str:
+def _describe_attention(plan: TrainingPlan) -> str:
     if not plan.eager:
-        return "attention without a mask matrix"
+        return "attention without a dense mask"
     row = plan.row_tokens or plan.tokens
-    return f"plain attention, which keeps a score of every two of the {row:,} tokens in a row"
+    return f"eager attention, which saves a score for every pair of the {row:,} tokens in a row"

@@ -1,4 +1,4 @@
-"""Load Base Model: brings a base model here, or pins it, and says what it is."""
+"""Load Base Model: stores or pins a base model and records facts about it."""
 
 from kfp import dsl
 
@@ -20,31 +20,32 @@ def load_model(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Brings the base model here, counts its parameters from the weights' headers and pins its revision.
+    """Downloads or copies the base model, pins its revision, and counts its parameters from the weights' headers.
 
-    Only safetensors weights are taken, and no code from a model's repository is ever run. A token for gated or private
-    models is read from the environment variable HF_TOKEN, which a mounted secret sets.
+    Only safetensors weights are accepted, and no code from a model's repository is executed. The token for gated or
+    private models is read from the environment variable HF_TOKEN, which a mounted secret sets.
 
     Args:
         model_config: The base model's folder, or a pinned reference to it.
-        model_summary: Architecture, parameters, context length, dtype, licence, size.
-        model_name: Hub id (owner/name) or a folder, such as a mounted volume.
-        load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files stay as they are.
-        cache_dir: Where downloads are kept; a volume here saves the next run the download.
-        revision: Branch, tag or commit of a Hub id, or the sha256:... of a folder as an earlier run reported it. Empty
-            takes the default branch, or the folder as it is; what was found is recorded.
-        commit: What Pin Sources saw that revision means now. Nothing is done with it: a model that has changed on the
-            Hub is another input by it, for which no earlier result is taken from the cache.
-        store: copy puts the weights into the artifact; reference leaves them in cache_dir, or in the folder that
-            model_name is, and pins them: later cards read them there, so it has to be a volume that they mount too.
+        model_summary: Architecture, parameters, context length, data type, licence, size.
+        model_name: Hub id (owner/name), or a folder such as a mounted volume.
+        load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files are not changed.
+        cache_dir: Folder for downloads; on a volume, later runs reuse them.
+        revision: Branch, tag or commit of a Hub id, or the sha256:... that an earlier run reported for a folder. Empty
+            for the default branch, or the folder as it is; the revision is recorded.
+        commit: Commit that Pin Sources resolved revision to. Only part of the cache key: a model that has changed on
+            the Hub is loaded again.
+        store: copy stores the weights in the artifact; reference leaves them in cache_dir, or in the folder model_name,
+            and pins them. Later cards read them there, so it must be a volume that they mount too.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     arguments = locals()
     from llm_finetune.components.model.load_model import step
+    from llm_finetune.components.model.load_model.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
 
     with card(package_version):
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         facts = step.load_model(model_config.path, model_summary.path, chosen)
         model_config.metadata.update(vars(facts) | lineage(origin=facts.origin()))

@@ -1,6 +1,7 @@
-"""Facts about weights from the headers of their safetensors files, without reading a weight."""
+"""Reads the headers of safetensors files: names, types and shapes of the weights, without the weights."""
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 from llm_finetune.components.shared.errors import UserError
 
-# Tables and masks that older checkpoints carry; no training changes them.
+# Tables and masks in older checkpoints, which are not parameters.
 BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|attn\.masked_bias|\bh\.\d+\.attn\.bias|attention\.bias|attention\.masked_bias)$"
 )
@@ -26,7 +27,7 @@ class Tensor:
 
     Attributes:
         name: Its name.
-        dtype: Its type as the format spells it, such as `BF16`.
+        dtype: Its type as the format names it, such as `BF16`.
         shape: Its shape.
     """
 
@@ -37,18 +38,25 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size
+        return math.prod(self.shape)
 
 
-def local_tensors(folder: Path, files: Iterable[str]) -> list[Tensor]:
+def read_tensors(folder: Path, files: Iterable[str]) -> list[Tensor]:
     """Reads the headers of files in a folder.
 
-    A file is a little-endian u64, the header's length; the header, JSON; then the weights, which are not read.
+    A file starts with the length of the header (little-endian u64) and the header (JSON); the weights follow.
+
+    Args:
+        folder: The folder.
+        files: Names of the files.
+
+    Returns:
+        All tensors of the files.
+
+    Raises:
+        UserError: If a file is damaged or truncated.
     """
-    return [tensor for file in files for tensor in _local_header(folder / file)]
+    return [tensor for file in files for tensor in _read_header(folder / file)]
 
 
 def count_parameters(tensors: Iterable[Tensor], tied: bool) -> int:
@@ -56,7 +64,7 @@ def count_parameters(tensors: Iterable[Tensor], tied: bool) -> int:
 
     Args:
         tensors: All tensors of the model.
-        tied: Whether head and embedding are one tensor by configuration; a file that stores both is counted once.
+        tied: Whether the configuration ties head and embedding; if the files store both, they are counted once.
 
     Returns:
         The sum of the tensors' sizes, without buffers.
@@ -68,20 +76,20 @@ def count_parameters(tensors: Iterable[Tensor], tied: bool) -> int:
     return sum(sizes.values())
 
 
-def _local_header(path: Path) -> list[Tensor]:
+def _read_header(path: Path) -> list[Tensor]:
     try:
         with path.open("rb") as stream:
             length = struct.unpack("<Q", stream.read(8))[0]
             if length > path.stat().st_size - 8:
-                raise ValueError(f"its header claims {length} bytes, the file has {path.stat().st_size}")
-            header: dict[str, Any] = json.loads(stream.read(length))
+                raise ValueError(f"its header should have {length} bytes, but the file has {path.stat().st_size}")
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
     except (ValueError, struct.error) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}. Download it again") from error
+        raise UserError(f"{path} is not a complete safetensors file: {error}. Download it again") from error
     tensors = {name: info for name, info in header.items() if name != "__metadata__"}
     needed = 8 + length + max((info["data_offsets"][1] for info in tensors.values()), default=0)
     if path.stat().st_size != needed:
         raise UserError(
-            f"{path} is not a whole safetensors file: it has {path.stat().st_size} bytes instead of {needed}. "
+            f"{path} is not a complete safetensors file: it has {path.stat().st_size} bytes instead of {needed}. "
             "Download it again"
         )
     return [Tensor(name, info["dtype"], tuple(info["shape"])) for name, info in tensors.items()]

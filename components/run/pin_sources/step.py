@@ -10,8 +10,8 @@ from llm_finetune.components.data.filter_clean.settings import source_of
 from llm_finetune.components.data.load_dataset.settings import Settings
 from llm_finetune.components.data.sources import hub, locations
 from llm_finetune.components.model.load_model.settings import Settings as LoadModel
-from llm_finetune.components.model.load_model.source import commit_of
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.base_model import commit_of
 from llm_finetune.components.shared.urls import all_without_secrets
 
 COMMIT = re.compile("[0-9a-f]{40}")

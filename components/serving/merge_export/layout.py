@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import INDEX, small_files
+from llm_finetune.components.shared.modeling.base_model import INDEX, non_weight_files
 
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -37,7 +37,7 @@ def add_tokenizer(ft_result: Path, folder: Path) -> None:
         UserError: If the chat template or the end-of-sequence token is missing, which serving needs.
     """
     names = [file.name for file in ft_result.iterdir() if file.is_file()]
-    for name in small_files(names):
+    for name in non_weight_files(names):
         if name not in ("README.md", "config.json", INDEX) and not _is_license_file(name):
             shutil.copyfile(ft_result / name, folder / name)
     tokenizer = _read(folder / "tokenizer_config.json")

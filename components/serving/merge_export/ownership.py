@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from llm_finetune.components.serving.merge_export.layout import ADAPTER_FILES, WEIGHT_PATTERNS, stale_weights
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import SMALL_FILES
+from llm_finetune.components.shared.modeling.base_model import NON_WEIGHT_FILES
 
 MANIFEST = "manifest.json"
 OVERWRITE = "merge_export: {export_overwrite: true}"
@@ -53,7 +53,7 @@ def files_in_manifest(content: bytes | None) -> set[str] | None:
 def is_export_file_name(name: str) -> bool:
     """Returns whether an export may write a file of this name: model files, in the folder or in `adapter/`."""
     file = name.removeprefix("adapter/")
-    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHT_PATTERNS, *ADAPTER_FILES, *SMALL_FILES))
+    return "/" not in file and any(fnmatch(file, of) for of in (*WEIGHT_PATTERNS, *ADAPTER_FILES, *NON_WEIGHT_FILES))
 
 
 def refuse_foreign_files(place: str, present: Collection[str], own: set[str] | None, overwrite: bool) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.losses import IGNORED, by_length, completion_logits, padded
+from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
+from llm_finetune.components.shared.modeling.losses import completion_logits, length_grouped_batches, pad_rows
 
 ROWS_FILE = "parity_prompts.json"
 Rows = list[dict[str, list[int]]]
@@ -105,7 +106,7 @@ def parity_rows(ft_result: str | Path) -> Rows:
     """
     path = Path(ft_result) / ROWS_FILE
     rows: Rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    usable = [row for row in rows if any(label != IGNORED for label in row["labels"][1:])]
+    usable = [row for row in rows if any(label != IGNORE_INDEX for label in row["labels"][1:])]
     if not usable:
         raise UserError(
             f"{ft_result} has no {ROWS_FILE} with labelled rows, which the comparison of merged model and adapter "
@@ -127,8 +128,8 @@ def predict(model: Any, rows: Rows, device: str) -> Predictions:
     """
     total, top, logits = 0.0, [], []
     with torch.inference_mode(), _record_max_activation(model, device) as max_activation:
-        for group in by_length([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE):
-            here, targets, owner = completion_logits(model, padded([rows[index] for index in group], device))
+        for group in length_grouped_batches([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE):
+            here, targets, owner = completion_logits(model, pad_rows([rows[index] for index in group], device))
             total += float(nn.functional.cross_entropy(here, targets, reduction="none").double().sum())
             top.append(here.argmax(-1).cpu())
             firsts = [(owner == row).nonzero()[:KEPT_PER_ROW, 0] for row in range(len(group))]

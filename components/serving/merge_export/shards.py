@@ -19,7 +19,7 @@ from torch import nn
 from llm_finetune.components.serving.merge_export.weights import ADAPTER_NAME, StoredWeights, cast
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.base_model import INDEX
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 CHUNK_VALUES = 2**21
 """Values merged at a time: 8 MB in float32, which the allocator reuses for the next chunk."""
@@ -42,7 +42,7 @@ def write_merged(model: Any, stored: StoredWeights, folder: Path, dtype: torch.d
         OutOfRange: If a weight is out of the range of `dtype`.
         UserError: If merged values are not finite.
     """
-    merge = _MergedTensors(unwrapped(model), stored, dtype)
+    merge = _MergedTensors(unwrap_peft(model), stored, dtype)
     files = _file_sizes(stored, dtype)
     if set(stored.types()) == {str(dtype).removeprefix("torch.")} and max(files.values()) <= shard_size:
         with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1)) as pool:

@@ -18,9 +18,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from llm_finetune.components.serving.merge_export.weights import StoredWeights
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.attention import attention_of
+from llm_finetune.components.shared.modeling.attention import attention_implementation
 from llm_finetune.components.shared.modeling.causal_lm import nf4_config
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 # Initializations that PEFT computes from the base weights, which are not in memory here.
 INITS_FROM_BASE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
@@ -39,7 +39,7 @@ def empty_model(folder: str | Path, dtype: torch.dtype) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=False, dtype=dtype, attn_implementation=attention_of(config)
+            config, trust_remote_code=False, dtype=dtype, attn_implementation=attention_implementation(config)
         )
     model.tie_weights()
     return model.eval()
@@ -101,10 +101,10 @@ def stream_weights(model: Any, stored: StoredWeights, device: str) -> Any:
     """
     layers = {type(module).__name__ for module in model.modules() if isinstance(module, LoraLayer)}
     attach_align_device_hook(
-        unwrapped(model),
+        unwrap_peft(model),
         execution_device=torch.device(device),
         offload=True,
-        weights_map=_WeightsMap(unwrapped(model), stored),
+        weights_map=_WeightsMap(unwrap_peft(model), stored),
         preload_module_classes=sorted(layers),  # DoRA reads the weight of its base layer without running the layer
     )
     return model

@@ -15,7 +15,7 @@ from llm_finetune.components.serving.vllm_serve import smoke
 from llm_finetune.components.serving.vllm_serve.kserve.manifests import ADAPTERS, Deployment
 from llm_finetune.components.serving.vllm_serve.local import model_folder
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.modeling.adapters import unserved
+from llm_finetune.components.shared.modeling.adapters import serving_obstacle
 
 if TYPE_CHECKING:
     from llm_finetune.components.serving.vllm_serve.kserve.preflight import PreflightResult
@@ -58,7 +58,7 @@ def find_adapter(folder: Path, uri: str, base: str = "", origin: Mapping[str, ob
             "`merge_export: {keep_adapter: true}` in the recipe to export the adapter"
         )
     config = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))
-    if reason := unserved(config):
+    if reason := serving_obstacle(config):
         raise UserError(
             f"serve_adapter: vLLM cannot serve the adapter in {found} on a shared base: {reason}. Serve the merged "
             "model instead, with serve_adapter = false"

@@ -1,22 +1,26 @@
-"""What an adapter's configuration says about where it can be used."""
+"""Where an adapter can be used, according to its configuration."""
 
 from collections.abc import Mapping
 from typing import Any
 
-CHANGES_BASE = ("pissa", "olora")
-"""Initial values (PEFT's `init_lora_weights`) that change the base model's own weights when the adapter is loaded."""
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM has kernels for."""
-MOST_RANK = RANKS[-1]
+INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora")
+"""Values of PEFT's `init_lora_weights` that modify the base model's weights when the adapter is loaded."""
+VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM accepts for `--max-lora-rank`."""
+MAX_LORA_RANK = VLLM_LORA_RANKS[-1]
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:
-    """Tells whether loading an adapter changes its base model's weights."""
-    return str(config.get("init_lora_weights")).startswith(CHANGES_BASE)
+    """Returns whether loading an adapter changes its base model's weights.
+
+    Args:
+        config: PEFT's adapter_config.json.
+    """
+    return str(config.get("init_lora_weights")).startswith(INITS_THAT_CHANGE_THE_BASE)
 
 
-def unserved(config: Mapping[str, Any]) -> str:
-    """Returns why vLLM can't serve an adapter on a base that it shares, or an empty string.
+def serving_obstacle(config: Mapping[str, Any]) -> str:
+    """Returns why vLLM can't serve an adapter on a shared base model; empty if it can.
 
     Args:
         config: PEFT's adapter_config.json.
@@ -27,9 +31,9 @@ def unserved(config: Mapping[str, Any]) -> str:
         return f"it trains {', '.join(config['modules_to_save'])} in full"
     if changes_base(config):
         return f"its initial values ({config['init_lora_weights']}) change the base"
-    return f"its rank {config['r']} is above {MOST_RANK}" if (config.get("r") or 0) > MOST_RANK else ""
+    return f"its rank {config['r']} is above {MAX_LORA_RANK}" if (config.get("r") or 0) > MAX_LORA_RANK else ""
 
 
-def lora_rank(rank: int) -> int:
-    """Returns the least of the ranks that vLLM has kernels for which holds an adapter's."""
-    return next(size for size in RANKS if size >= rank)
+def vllm_lora_rank(rank: int) -> int:
+    """Returns the smallest value of vLLM's `--max-lora-rank` that covers a rank."""
+    return next(supported for supported in VLLM_LORA_RANKS if supported >= rank)

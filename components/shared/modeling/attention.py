@@ -1,37 +1,32 @@
-"""What a model's attention can do, known from its class and its configuration before a weight is loaded."""
-
-from typing import Any
+"""Attention functions that a model supports, known from its class and configuration before weights are loaded."""
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-# Kinds of layers in which a token learns of earlier ones through attention alone, or not at all; convolutions, linear
-# attention and recurrent layers carry a state over the end of a document into the next.
-STATELESS = {"attention", "minimax_m3_sparse", "moe", "mlp", "sparse", "dense"}
+# Layer types without a state that continues across document boundaries in a packed row. Convolutions, linear attention
+# and recurrent layers have such a state.
+STATELESS_LAYER_TYPES = {"attention", "minimax_m3_sparse", "moe", "mlp", "sparse", "dense"}
 
 
-def attention_of(config: PretrainedConfig, wanted: str = "sdpa") -> str:
-    """Returns the attention function of transformers to load a model with.
+def attention_implementation(config: PretrainedConfig, preferred: str = "sdpa") -> str:
+    """Returns the `attn_implementation` to load a model with.
 
     Args:
         config: The model's configuration.
-        wanted: The function that would be best.
+        preferred: The implementation to use where the model supports it.
 
     Returns:
-        The wanted one where the model computes the same with it, else `sdpa`, else `eager`.
+        The preferred one where the model computes the same with it, else `sdpa`, else `eager`.
     """
-    if wanted == "eager" or _only_eager(config):
+    if preferred == "eager" or _requires_eager(config):
         return "eager"
-    return wanted if wanted == "sdpa" or _model_class(config)._supports_attention_backend else "sdpa"
+    return preferred if preferred == "sdpa" or _model_class(config)._supports_attention_backend else "sdpa"
 
 
-def mixing_obstacle(config: PretrainedConfig) -> str:
-    """Says why documents that share a row would see each other.
+def packing_obstacle(config: PretrainedConfig) -> str:
+    """Returns why documents packed into one row would influence each other; empty if position ids separate them.
 
     Args:
         config: The model's configuration.
-
-    Returns:
-        The reason, or an empty string when attention keeps them apart by their positions.
     """
     name, model = config.model_type, _model_class(config)
     if model._is_stateful or any(map(_is_stateful, layer_types(config))):
@@ -42,25 +37,25 @@ def mixing_obstacle(config: PretrainedConfig) -> str:
 
 
 def layer_types(config: PretrainedConfig) -> set[str]:
-    """Returns the kinds of layers that a model has, as its configuration names them; none where it does not."""
+    """Returns the layer types that a model's configuration names; empty if it names none."""
     text = config.get_text_config()
     named = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
     return set(named or ())
 
 
-def _only_eager(config: PretrainedConfig) -> bool:
-    """Tells whether only the plain function computes what the model means: others leave out what they do not know."""
+def _requires_eager(config: PretrainedConfig) -> bool:
+    """Returns whether only eager attention is exact; the other functions ignore the capping of attention logits."""
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None)) or not (
         _model_class(config)._supports_sdpa
     )
 
 
 def _is_stateful(layer_type: str) -> bool:
-    attends = layer_type.endswith("_attention") and layer_type != "linear_attention"
-    return not attends and layer_type not in STATELESS
+    is_attention = layer_type.endswith("_attention") and layer_type != "linear_attention"
+    return not is_attention and layer_type not in STATELESS_LAYER_TYPES
 
 
-def _model_class(config: PretrainedConfig) -> Any:
-    """Returns the class that transformers loads; its base class, which supports nothing, where there is not one."""
+def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Returns the class that transformers loads; without one, its base class, which supports no attention backend."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return found if isinstance(found, type) else PreTrainedModel

@@ -1,20 +1,23 @@
-"""Padding tokens: one rule for every batch that is filled up to the length of its longest row."""
+"""The padding token, chosen in the same way for training and evaluation."""
 
-from typing import Any
+from typing import cast
 
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from llm_finetune.components.shared.modeling.losses import CausalLM, unwrap_peft
 
 
-def ensure_padding(tokenizer: Any, model: Any) -> None:
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, model: CausalLM) -> None:
     """Gives a tokenizer a padding token that the model has an embedding for: its own, else the end-of-sequence token.
 
-    Many tokenizers have none, and to others one was added without resizing the model; a GPU that looks such a token up
-    ends with a device-side assert. Which token fills a batch changes no figure, since padding is masked by position.
+    Many tokenizers have no padding token. Others got one without a resize of the model's embeddings; looking it up on a
+    GPU fails with a device-side assert. The choice changes no result, because padding is masked by position.
 
     Args:
-        tokenizer: The tokenizer; its padding token is set for good, as it will be saved and served.
+        tokenizer: The tokenizer; its padding token is changed, and saved and served with it.
         model: The model, with or without an adapter.
     """
-    embeddings = unwrapped(model).get_input_embeddings().weight.shape[0]
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embeddings:
+    embedding = cast(nn.Embedding, unwrap_peft(model).get_input_embeddings())
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embedding.weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token

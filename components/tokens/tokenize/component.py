@@ -1,4 +1,4 @@
-"""Tokenize: prompts and completions to packed token rows."""
+"""Tokenize: converts prompts and completions to packed token rows."""
 
 from kfp import dsl
 
@@ -25,21 +25,22 @@ def tokenize(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Turns prompts and completions into token rows in which only the completions are trained.
+    """Converts prompts and completions to token rows in which only the completions are trained.
 
     Args:
         train_sft: Training rows of Format for SFT.
         val_sft: Validation rows of Format for SFT.
-        train_tokens: Token rows for training; several documents share a row when packed.
+        train_tokens: Token rows for training; a packed row contains several documents.
         val_tokens: Token rows for validation, one per document.
-        preview: Counts of both splits and a few rows token by token, trained tokens coloured.
-        model_config: Base model of Load Base Model; its tokenizer is used instead of model_name's.
-        model_name: Hub id or folder to take the tokenizer from when no model_config is given.
-        max_length: Most tokens in a row.
-        packing: Fill each training row with several documents (best fit; documents do not see each other).
-        overlength: What happens to a document longer than max_length: drop, truncate or error.
-        train_on: Answers of a conversation that are trained: all, or the last one alone.
-        num_proc: Threads of the tokenizer; 0 uses all cores.
+        preview: Counts of both splits, and some rows token by token, with trained tokens in colour.
+        model_config: Base model of Load Base Model; its tokenizer is used instead of that of model_name.
+        model_name: Hub id or folder of the tokenizer, used without model_config.
+        max_length: Maximum tokens in a row.
+        packing: Whether to pack several documents into each training row (best fit, without attention across
+            documents).
+        overlength: What to do with documents longer than max_length: drop, truncate or error.
+        train_on: Answers of a conversation that are trained: all, or last.
+        num_proc: Threads of the tokenizer; 0 for all cores.
         seed: Seed of the order of packed rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
@@ -48,18 +49,19 @@ def tokenize(
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
     from llm_finetune.components.shared.row_counts import check_whole
-    from llm_finetune.components.tokens.tokenize import step, vocabulary
+    from llm_finetune.components.tokens.tokenize import encoder, step
+    from llm_finetune.components.tokens.tokenize.settings import Settings
 
     with card(package_version):
         check_whole({"train_sft": train_sft, "val_sft": val_sft})
-        vocabulary.leave_torch_out()
+        encoder.block_torch_import()
         train, val = step.tokenize(
             train_sft.path,
             val_sft.path,
             train_tokens.path,
             val_tokens.path,
             preview.path,
-            step.Settings.of(arguments),
+            Settings.of(arguments),
             model_config.path if model_config else "",
             str(recorded(model_config).get("model_name", "")) if model_config else "",
         )

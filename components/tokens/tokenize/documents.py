@@ -1,4 +1,4 @@
-"""Documents as token ids and labels: encoded in batches and kept in Arrow arrays."""
+"""Documents as token ids and labels: encoded in batches, in Arrow arrays."""
 
 import contextlib
 from array import array
@@ -12,32 +12,31 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow, render_conversation
-from llm_finetune.components.tokens.tokenize.marks import Piece
-from llm_finetune.components.tokens.tokenize.omissions import Omissions, Tally
-from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary
+from llm_finetune.components.tokens.tokenize.encoder import Encoder
+from llm_finetune.components.tokens.tokenize.omissions import OmissionCounts, OmissionFinder
+from llm_finetune.components.tokens.tokenize.placeholders import MarkedValue
 
-IGNORED = -100
-"""Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
 ROWS_PER_BATCH = 512
-"""Documents that one thread encodes at once: enough to keep all cores busy, few enough to be nothing in memory."""
+"""Documents that one thread encodes at once: enough to use all cores, few enough to need little memory."""
 BATCHES_AHEAD = 16
-"""Tokenised batches that may wait while the ones before are packed and written, so that the encoder need not."""
-ROWS_COUNTED = 10_000
-"""Rows that are looked through to count those of which the chat template drops something."""
+"""Tokenized batches that may wait for the writer, so that the encoder does not have to."""
+MAX_ROWS_COUNTED = 10_000
+"""Rows that are checked to count those with content that the chat template drops."""
 
 _TEXTS = ["prompt", "completion"]
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Some tokenised documents in order.
+    """Tokenized documents, in order.
 
     Attributes:
-        row: Index of each in its split, int64.
-        input_ids: Prompt, then completion, a list of int32 each.
-        labels: The same lengths; `IGNORED` where nothing is trained.
-        untrained_answers: Earlier answers among them that the chat template does not let train.
+        row: Index of each document in its split, int64.
+        input_ids: Prompt and completion, a list of int32 each.
+        labels: The same lengths; `IGNORE_INDEX` for tokens that are not trained.
+        untrained_answers: Number of earlier answers that cannot be trained with this chat template.
     """
 
     row: pa.Array
@@ -54,80 +53,78 @@ class Documents:
     @property
     def trained(self) -> np.ndarray:
         """Trained tokens per document."""
-        labelled = self.labels.flatten().to_numpy() != IGNORED
+        labelled = self.labels.flatten().to_numpy() != IGNORE_INDEX
         return np.add.reduceat(labelled, np.cumsum(self.lengths) - self.lengths, dtype=np.int64)
 
-    def of(self, chosen: np.ndarray) -> "Documents":
-        """Returns the documents with these indices."""
-        index = pa.array(chosen)
+    def take(self, indices: np.ndarray) -> "Documents":
+        """Returns the documents at some indices."""
+        index = pa.array(indices)
         return Documents(self.row.take(index), self.input_ids.take(index), self.labels.take(index))
 
-    def cut(self, length: int) -> "Documents":
+    def truncate(self, length: int) -> "Documents":
         """Returns the documents with at most `length` tokens each."""
         ids, labels = (_list_slice(column, length) for column in (self.input_ids, self.labels))
         return Documents(self.row, ids, labels)
 
 
-def joined(parts: Sequence[Documents]) -> Documents:
-    """Returns documents that came in parts as one."""
+def concat_documents(parts: Sequence[Documents]) -> Documents:
+    """Concatenates batches of documents."""
     row, ids, labels = (
         pa.concat_arrays([getattr(part, name) for part in parts]) for name in ("row", "input_ids", "labels")
     )
     return Documents(row, ids, labels)
 
 
-class _Dropped(Exception):
-    """The chat template drops something that a row holds."""
+class _ContentDropped(Exception):
+    """The chat template drops content of a row."""
 
 
-def tokenized(source: Path, split: str, vocabulary: Vocabulary, every_answer: bool) -> Iterator[Documents]:
-    """Tokenises a split, several batches at once, so that no core waits while tokens are gathered.
+def tokenize_split(source: Path, split: str, encoder: Encoder, every_answer: bool) -> Iterator[Documents]:
+    """Tokenizes a split, several batches in parallel.
 
     Args:
         source: Folder of rows with `prompt` and `completion`, or with `messages` (and `tools`).
-        split: Its name, for messages.
-        vocabulary: The tokenizer.
+        split: Name of the split, for messages.
+        encoder: The encoder.
         every_answer: Whether every answer of a conversation is trained, or only the last one.
 
     Yields:
-        Documents, in the split's order.
+        Batches of documents, in the split's order.
 
     Raises:
-        UserError: If the chat template does not take a conversation, or drops something that one holds; or if nothing
-            of a row would be trained but special tokens, or the model has no embedding for one of its tokens.
+        UserError: If the chat template refuses a conversation or drops content of it; if only special tokens of a row
+            would be trained; or if the model has no embedding for a token.
     """
     names = tables.schema(source).names
     columns = [name for name in ("messages", "tools") if name in names] if "messages" in names else _TEXTS
 
-    omissions = Omissions(vocabulary.tokenizer, every_answer)
+    finder = OmissionFinder(encoder.tokenizer, every_answer)
 
     def work(numbered: tuple[int, pa.RecordBatch]) -> Documents:
         first, batch = numbered
         if columns is _TEXTS:
             texts = zip(*(batch[name].to_pylist() for name in _TEXTS), strict=True)
-            rows = [
-                RenderedRow(vocabulary.bos + prompt, completion, completion.strip()) for prompt, completion in texts
-            ]
+            rows = [RenderedRow(encoder.bos + prompt, completion, completion.strip()) for prompt, completion in texts]
         else:
             rows = []
-            for _, row, lost in _conversations(batch, first, split, omissions):
-                if lost:
-                    raise _Dropped
+            for _, row, missing in _conversations(batch, first, split, finder):
+                if missing:
+                    raise _ContentDropped
                 rows.append(row)
-        documents = _documents(rows, first, vocabulary)
-        _refuse_silence(documents, rows, split, vocabulary)
-        _refuse_unknown_ids(documents, split, vocabulary)
+        documents = _documents(rows, first, encoder)
+        _check_trained_text(documents, rows, split, encoder)
+        _check_token_ids(documents, split, encoder)
         return documents
 
-    batches = _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH))
+    batches = _with_first_row(tables.batches(source, columns, rows=ROWS_PER_BATCH))
     try:
         yield from tables.in_parallel(work, batches, BATCHES_AHEAD)
-    except _Dropped:
-        raise UserError(_what_is_dropped(source, columns, split, vocabulary.label, omissions)) from None
+    except _ContentDropped:
+        raise UserError(_dropped_message(source, columns, split, encoder.label, finder)) from None
 
 
-def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Passes on batches, each with the index of its first row."""
+def _with_first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields each batch with the index of its first row."""
     first = 0
     for batch in batches:
         yield first, batch
@@ -135,45 +132,47 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Recor
 
 
 def _conversations(
-    batch: pa.RecordBatch, first: int, split: str, omissions: Omissions
-) -> Iterator[tuple[int, RenderedRow, list[Piece]]]:
-    """Renders conversations; yields the number of each, its text, and what that lacks of it."""
+    batch: pa.RecordBatch, first: int, split: str, finder: OmissionFinder
+) -> Iterator[tuple[int, RenderedRow, list[MarkedValue]]]:
+    """Renders conversations; yields the number of each row, its text, and the values missing in the text."""
     for number, row in enumerate(batch.to_pylist(), first):
         try:
-            conversation = Conversation.of(row["messages"], row.get("tools"))
-            rendered = render_conversation(omissions.tokenizer, conversation, omissions.every_answer)
+            conversation = Conversation.from_row(row["messages"], row.get("tools"))
+            rendered = render_conversation(finder.tokenizer, conversation, finder.every_answer)
         except UserError as error:
             raise UserError(f"row {number} of the {split} split: {error}") from error
-        yield number, rendered, omissions.of(conversation, rendered)
+        yield number, rendered, finder.find(conversation, rendered)
 
 
-def _what_is_dropped(source: Path, columns: list[str], split: str, model: str, omissions: Omissions) -> str:
-    tally = Tally()
-    with contextlib.suppress(UserError):  # another mistake in a later row ends the count
-        for first, batch in _numbered(tables.batches(source, columns, rows=ROWS_PER_BATCH)):
-            for number, _, lost in _conversations(batch, first, split, omissions):
-                tally.add(number, lost)
-            if tally.counts and tally.rows >= ROWS_COUNTED:
+def _dropped_message(source: Path, columns: list[str], split: str, model: str, finder: OmissionFinder) -> str:
+    counts = OmissionCounts()
+    with contextlib.suppress(UserError):  # another error in a later row stops the count
+        for first, batch in _with_first_row(tables.batches(source, columns, rows=ROWS_PER_BATCH)):
+            for number, _, missing in _conversations(batch, first, split, finder):
+                counts.add(number, missing)
+            if counts.counts and counts.rows >= MAX_ROWS_COUNTED:
                 break
-    return tally.told(model, split)
+    return counts.message(model, split)
 
 
-def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> Documents:
-    prompts = vocabulary.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
-    completions = vocabulary.encode_behind([row.completion for row in rows], prompts)
+def _documents(rows: list[RenderedRow], first: int, encoder: Encoder) -> Documents:
+    prompts = encoder.encode([row.prompt for row in rows], with_offsets=any(row.trained for row in rows))
+    completions = encoder.encode_completions([row.completion for row in rows], prompts)
     ids, ends = array("i"), [0]
     for prompt, completion in zip(prompts, completions, strict=True):
         ids.fromlist(prompt.ids)
         ends.append(len(ids))
-        ids.fromlist(vocabulary.completion_ids(completion))
+        ids.fromlist(encoder.completion_ids(completion))
         ends.append(len(ids))
     flat = np.frombuffer(ids, np.int32)
     lengths = np.diff(ends)
-    labels = np.where(np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), flat, np.int32(IGNORED))
+    labels = np.where(np.repeat(np.arange(len(lengths)) % 2 == 1, lengths), flat, np.int32(IGNORE_INDEX))
     for number, row in enumerate(rows):
         if row.trained:
-            asked = slice(ends[2 * number], ends[2 * number + 1])
-            labels[asked] = np.where(_inside(prompts[number].offsets, row.trained.values()), flat[asked], IGNORED)
+            place_of_prompt = slice(ends[2 * number], ends[2 * number + 1])
+            labels[place_of_prompt] = np.where(
+                _inside(prompts[number].offsets, row.trained.values()), flat[place_of_prompt], IGNORE_INDEX
+            )
     offsets = pa.array(ends[::2], pa.int32())
     return Documents(
         pa.array(np.arange(first, first + len(rows))),
@@ -183,45 +182,46 @@ def _documents(rows: list[RenderedRow], first: int, vocabulary: Vocabulary) -> D
     )
 
 
-def _refuse_silence(documents: Documents, rows: list[RenderedRow], split: str, vocabulary: Vocabulary) -> None:
-    """Refuses a row of which nothing would be trained but special tokens, unless they are what it says."""
+def _check_trained_text(documents: Documents, rows: list[RenderedRow], split: str, encoder: Encoder) -> None:
+    """Checks that text of every row is trained, and not only special tokens (unless they are its answer)."""
     labels = documents.labels.flatten().to_numpy()
-    words = (labels != IGNORED) & ~np.isin(labels, vocabulary.special)
+    words = (labels != IGNORE_INDEX) & ~np.isin(labels, encoder.special)
     starts = np.cumsum(documents.lengths) - documents.lengths
-    silent = []
+    empty = []
     for i in np.flatnonzero(~np.logical_or.reduceat(words, starts)):
-        trained = [token for token in documents.labels[i].as_py() if token != IGNORED]
-        text = vocabulary.tokenizer.decode(trained)
+        trained = [token for token in documents.labels[i].as_py() if token != IGNORE_INDEX]
+        text = encoder.tokenizer.decode(trained)
         if not rows[i].answer or rows[i].answer not in text:
-            silent.append((documents.row[i], text))
-    if silent:
-        row, text = silent[0]
-        more = f" (and of {len(silent) - 1} of the {len(rows)} rows around it)" if len(silent) > 1 else ""
+            empty.append((documents.row[i], text))
+    if empty:
+        row, text = empty[0]
+        more = f" (and of {len(empty) - 1} of the {len(rows)} rows around it)" if len(empty) > 1 else ""
         raise UserError(
-            f"row {row} of the {split} split: of its answer{more} nothing would be trained but {text!r}, since the "
-            "chat template or the tokenizer has nothing else for it. Remove the row, or take another base model"
+            f"row {row} of the {split} split: of its answer{more} only {text!r} would be trained, because the "
+            "chat template or the tokenizer drops the rest. Remove the row, or use another base model"
         )
 
 
-def _refuse_unknown_ids(documents: Documents, split: str, vocabulary: Vocabulary) -> None:
-    """Refuses a token that the model has no embedding for, here and not on the GPU."""
+def _check_token_ids(documents: Documents, split: str, encoder: Encoder) -> None:
+    """Checks that the model has an embedding for every token, before the training needs it."""
     ids = documents.input_ids.flatten().to_numpy()
-    if not vocabulary.embeddings or ids.max(initial=0) < vocabulary.embeddings:
+    if not encoder.embeddings or ids.max(initial=0) < encoder.embeddings:
         return
     place = int(ids.argmax())
     row = documents.row[int(np.searchsorted(np.cumsum(documents.lengths), place, side="right"))]
-    token = vocabulary.tokenizer.decode([ids[place]])
+    token = encoder.tokenizer.decode([ids[place]])
     raise UserError(
-        f"row {row} of the {split} split holds the token {token!r} (id {ids[place]}), and the model has "
-        f"embeddings for {vocabulary.embeddings} tokens only. Resize the model's embeddings to the tokenizer before "
-        "loading it, or take the tokenizer that belongs to the model"
+        f"row {row} of the {split} split contains the token {token!r} (id {ids[place]}), and the model has "
+        f"embeddings for {encoder.embeddings} tokens only. Resize the model's embeddings to the tokenizer before "
+        "Load Base Model, or use the tokenizer of the model"
     )
 
 
 def _inside(offsets: list[tuple[int, int]], ranges: Iterable[tuple[int, int]]) -> np.ndarray:
-    """Tells for each token whether all its characters lie in one of the ranges."""
+    """Returns for each token whether all its characters are in one of the ranges."""
     start, end = np.array(offsets).T
-    return np.any([(start >= first) & (end <= last) for first, last in ranges], axis=0)
+    inside: np.ndarray = np.any([(start >= first) & (end <= last) for first, last in ranges], axis=0)
+    return inside
 
 
 def _list_slice(column: pa.ListArray, length: int) -> pa.ListArray:

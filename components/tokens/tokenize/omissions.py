@@ -1,109 +1,111 @@
-"""What a chat template leaves out of a conversation: looked for by rendering made-up words in its place."""
+"""Finds what a chat template omits from a conversation, by rendering placeholders in place of its values."""
 
 import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.rows.json_messages import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow
-from llm_finetune.components.tokens.tokenize.marks import OFFERED, Marker, Piece
-from llm_finetune.components.tokens.tokenize.shapes import without_repeats
+from llm_finetune.components.tokens.tokenize.placeholders import TOOL_DEFINITIONS, MarkedValue, PlaceholderWriter
+from llm_finetune.components.tokens.tokenize.shapes import Shape, distinct_messages
 
-PLACES_SHOWN = 3
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_PLACES_SHOWN = 3
 
 
-class Omissions:
-    """Finds what a tokenizer's chat template leaves out."""
+class OmissionFinder:
+    """Finds the values that a tokenizer's chat template omits."""
 
-    def __init__(self, tokenizer: Any, every_answer: bool) -> None:
-        """Takes what decides the text.
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", every_answer: bool) -> None:
+        """Creates a finder.
 
         Args:
             tokenizer: A tokenizer with a chat template.
             every_answer: Whether earlier answers are trained too.
         """
         self.tokenizer, self.every_answer = tokenizer, every_answer
-        self._known: dict[Any, list[Piece]] = {}
+        self._by_shape: dict[Shape, list[MarkedValue]] = {}
 
-    def of(self, conversation: Conversation, row: RenderedRow) -> list[Piece]:
-        """Returns the pieces of a conversation that its text lacks.
+    def find(self, conversation: Conversation, row: RenderedRow) -> list[MarkedValue]:
+        """Returns the values of a conversation that are missing in its rendered text.
 
-        A conversation of the same form, without repetitions, is rendered once, with a made-up word for every value.
-        What a template does for what a text holds (it may cut reasoning off) shows in the row's own text.
+        Each shape of conversation, without repetitions, is rendered once with placeholders. What a template does
+        depending on the content of a text (for example removing reasoning) is seen in the text of the row itself.
 
         Args:
             conversation: A row.
-            row: The row as it was rendered.
+            row: The rendered row.
         """
-        kept, form = without_repeats(conversation)
-        if form not in self._known:
+        kept, shape = distinct_messages(conversation)
+        if shape not in self._by_shape:
             short = Conversation([conversation.turns[i] for i in kept], conversation.tools)
-            self._known[form] = self._missing(*Marker(every_word=False).marked(short))
-        if lost := self._known[form]:
-            return [piece if piece.turn == OFFERED else piece._replace(turn=kept[piece.turn]) for piece in lost]
-        changed = _changed(conversation, row)
-        if not changed:
+            self._by_shape[shape] = self._missing(*PlaceholderWriter(every_word=False).write(short))
+        if missing := self._by_shape[shape]:
+            return [v if v.turn == TOOL_DEFINITIONS else v._replace(turn=kept[v.turn]) for v in missing]
+        altered = _altered_messages(conversation, row)
+        if not altered:
             return []
-        return [
-            piece for piece in self._missing(*Marker(every_word=True).marked(conversation)) if piece.turn in changed
-        ]
+        missing = self._missing(*PlaceholderWriter(every_word=True).write(conversation))
+        return [value for value in missing if value.turn in altered]
 
-    def _missing(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
-        """Returns the pieces that the text of a marked conversation lacks.
+    def _missing(self, marked: Conversation, values: list[MarkedValue]) -> list[MarkedValue]:
+        """Returns the values that are missing in the rendered text of a conversation with placeholders.
 
-        Where a template does not take the made-up words, nothing is told: the row itself has been rendered.
+        If the template refuses the placeholders, nothing is returned: the row itself has been rendered without error.
         """
-        missing: list[Piece] = []
+        missing: list[MarkedValue] = []
         with contextlib.suppress(UserError):
-            missing += self._unread(marked, pieces)
+            missing += self._missing_from_context(marked, values)
         for i, turn in enumerate(marked.turns):
             if turn["role"] == "assistant":
                 with contextlib.suppress(UserError):
-                    missing += self._unsaid(marked, i, [piece for piece in pieces if piece.turn == i])
+                    missing += self._missing_from_answer(marked, i, [value for value in values if value.turn == i])
         return missing
 
-    def _unread(self, marked: Conversation, pieces: list[Piece]) -> list[Piece]:
-        """Returns what the model is not shown: of tools at the first answer, of messages in the whole text."""
+    def _missing_from_context(self, marked: Conversation, values: list[MarkedValue]) -> list[MarkedValue]:
+        """Returns the values that the model does not read: of tools at the first answer, of messages in the text."""
         turns = marked.turns
         first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-        offered, whole = marked.text(self.tokenizer, first, True), marked.text(self.tokenizer)
+        first_prompt, whole = marked.render(self.tokenizer, first, True), marked.render(self.tokenizer)
         missing, cursor = [], 0
-        for piece in pieces:
-            if piece.turn == OFFERED or turns[piece.turn]["role"] == "system":  # may stand anywhere
-                if _end_of(piece.words, offered if piece.turn == OFFERED else whole, 0) < 0:
-                    missing.append(piece)
-            elif turns[piece.turn]["role"] != "assistant":
-                end = _end_of(piece.words, whole, cursor)
+        for value in values:
+            if value.turn == TOOL_DEFINITIONS or turns[value.turn]["role"] == "system":  # may be at any place
+                if _find_end(value.words, first_prompt if value.turn == TOOL_DEFINITIONS else whole, 0) < 0:
+                    missing.append(value)
+            elif turns[value.turn]["role"] != "assistant":
+                end = _find_end(value.words, whole, cursor)
                 cursor = max(end, cursor)
                 if end < 0:
-                    moved = _end_of(piece.words, whole, 0) > 0
-                    missing.append(piece._replace(feature="the order of messages") if moved else piece)
+                    moved = _find_end(value.words, whole, 0) > 0
+                    missing.append(value._replace(feature="the order of messages") if moved else value)
         return missing
 
-    def _unsaid(self, marked: Conversation, i: int, pieces: list[Piece]) -> list[Piece]:
-        """Returns what an answer lacks at the time when it is written; templates may drop some of it later."""
-        before, after = marked.text(self.tokenizer, i, True), marked.text(self.tokenizer, i + 1)
+    def _missing_from_answer(self, marked: Conversation, i: int, values: list[MarkedValue]) -> list[MarkedValue]:
+        """Returns what is missing in an answer when it is generated; templates may remove some of it in later turns."""
+        before, after = marked.render(self.tokenizer, i, True), marked.render(self.tokenizer, i + 1)
         answer = after[len(before) :] if after.startswith(before) else after
         is_trained = self.every_answer or i == len(marked.turns) - 1
         missing, cursor = [], 0
-        for piece in pieces:
-            if piece.place in REASONING and not is_trained:
+        for value in values:
+            if value.place in REASONING and not is_trained:
                 continue
-            end = _end_of(piece.words, answer, cursor if piece.is_name else 0)
+            end = _find_end(value.words, answer, cursor if value.is_name else 0)
             if end < 0:
-                missing.append(piece)
-            elif piece.is_name:  # another call may have the same one
+                missing.append(value)
+            elif value.is_name:  # another call may have the same name
                 cursor = end
         return missing
 
 
-def _changed(conversation: Conversation, row: RenderedRow) -> set[int]:
-    """Returns the messages whose content does not stand in the row's text as it is; of answers, the trained ones."""
+def _altered_messages(conversation: Conversation, row: RenderedRow) -> set[int]:
+    """Returns the indices of messages whose content is not in the row's text; of answers, the trained ones only."""
     whole, last = row.prompt + row.completion, len(conversation.turns) - 1
-    changed = set()
+    altered = set()
     for i, turn in enumerate(conversation.turns):
         rendered = whole
         if i == last:
@@ -112,13 +114,13 @@ def _changed(conversation: Conversation, row: RenderedRow) -> set[int]:
             rendered = row.prompt[slice(*row.trained[i])]
         elif turn["role"] == "assistant":
             continue
-        if not _stands_in(turn["content"].strip(), rendered):
-            changed.add(i)
-    return changed
+        if not _contains(rendered, turn["content"].strip()):
+            altered.add(i)
+    return altered
 
 
-def _stands_in(text: str, rendered: str) -> bool:
-    """Tells whether a text is there as it is, escaped as in JSON, or with other white space."""
+def _contains(rendered: str, text: str) -> bool:
+    """Returns whether a text is part of the rendered text: as it is, escaped as in JSON, or with other white space."""
     return (
         text in rendered
         or json.dumps(text, ensure_ascii=False)[1:-1] in rendered
@@ -126,8 +128,8 @@ def _stands_in(text: str, rendered: str) -> bool:
     )
 
 
-def _end_of(words: Sequence[str], text: str, cursor: int) -> int:
-    """Returns where the last of some words ends that follow each other in a text; -1 where one is not there."""
+def _find_end(words: Sequence[str], text: str, cursor: int) -> int:
+    """Returns the end of the last of some words that follow each other in a text; -1 if one is missing."""
     for word in words:
         place = text.find(word, cursor)
         if place < 0:
@@ -136,33 +138,33 @@ def _end_of(words: Sequence[str], text: str, cursor: int) -> int:
     return cursor
 
 
-class Tally:
-    """Counts the rows that lose something, by what they lose."""
+class OmissionCounts:
+    """Counts rows with omitted values, by feature."""
 
     def __init__(self) -> None:
-        """Begins at zero."""
+        """Creates empty counts."""
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self.first: dict[str, tuple[int, list[str]]] = {}
 
-    def add(self, row: int, lost: Iterable[Piece]) -> None:
+    def add(self, row: int, missing: Iterable[MarkedValue]) -> None:
         """Counts a row.
 
         Args:
-            row: Its number.
-            lost: What it loses.
+            row: Number of the row.
+            missing: Its omitted values.
         """
         self.rows += 1
         places: dict[str, list[str]] = {}
-        for piece in lost:
-            place = piece.place if piece.turn == OFFERED else f"messages[{piece.turn}].{piece.place}"
-            places.setdefault(piece.feature, []).append(place)
+        for value in missing:
+            place = value.place if value.turn == TOOL_DEFINITIONS else f"messages[{value.turn}].{value.place}"
+            places.setdefault(value.feature, []).append(place)
         for feature, found in places.items():
             self.counts[feature] += 1
             self.first.setdefault(feature, (row, found))
 
-    def told(self, model: str, split: str) -> str:
-        """Returns what is lost, in which rows, and the ways out.
+    def message(self, model: str, split: str) -> str:
+        """Returns an error message: what is omitted, in which rows, and how to avoid it.
 
         Args:
             model: Name of the base model.
@@ -171,13 +173,13 @@ class Tally:
         lines = []
         for feature, count in self.counts.items():
             row, places = self.first[feature]
-            more = f" and {len(places) - PLACES_SHOWN} more" if len(places) > PLACES_SHOWN else ""
-            shown = ", ".join(places[:PLACES_SHOWN]) + more
+            more = f" and {len(places) - MAX_PLACES_SHOWN} more" if len(places) > MAX_PLACES_SHOWN else ""
+            shown = ", ".join(places[:MAX_PLACES_SHOWN]) + more
             lines.append(f"- {feature}: in {count:,} of {self.rows:,} rows, first in row {row}: {shown}")
         return (
-            f"the chat template of {model!r} drops what rows of the {split} split hold, so the model would be trained "
+            f"the chat template of {model!r} drops content of rows of the {split} split, so the model would be trained "
             "without it:\n"
             + "\n".join(lines)
-            + "\nTake a base model whose chat template renders it, put such a template "
-            "into the base model's folder (chat_template.jinja), or remove from the data what is dropped, or its rows"
+            + "\nUse a base model whose chat template renders it, put such a template into the base model's folder "
+            "(chat_template.jinja), or remove this content or these rows from the data"
         )

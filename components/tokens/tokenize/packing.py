@@ -6,9 +6,9 @@ from collections.abc import Sequence
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Assigns documents to rows by best-fit decreasing.
 
-    The longest document goes first; each goes into the fullest row that still holds it. Rows with the same free space
-    are kept in one list per free space, and the set of non-empty lists is one integer's bits, so that the best fit is
-    the lowest set bit from the document's length upwards.
+    Documents are assigned from the longest to the shortest, each to the fullest row with enough free space. There is a
+    list of rows for every amount of free space, and the bits of one integer say which lists are not empty, so that the
+    best fit is the lowest set bit at or above the document's length.
 
     Example with capacity 8::
 
@@ -21,7 +21,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         capacity: Tokens per row.
 
     Returns:
-        The documents' indices row by row. Rows stand in the order in which they were opened.
+        Indices of the documents of each row; rows are in the order in which they were opened.
 
     Raises:
         ValueError: If a document is empty or longer than a row.

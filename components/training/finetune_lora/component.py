@@ -41,45 +41,46 @@ def finetune_lora(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Trains a LoRA adapter on the completions of the token rows and measures it on the validation rows.
+    """Trains a LoRA adapter on the completions of the token rows and computes the loss of the validation rows.
 
     Args:
-        model_config: Base model of Load Base Model; its load_in_4bit decides between QLoRA and LoRA (also without it).
+        model_config: Base model of Load Base Model; its load_in_4bit selects QLoRA; without it, LoRA.
         lora_config: Adapter configuration of Apply LoRA.
         train_tokens: Rows to train on.
-        val_tokens: Rows to measure on.
+        val_tokens: Validation rows.
         ft_result: The adapter (safetensors) with tokenizer and generation config.
         train_metrics: Losses, epochs, tokens per second and peak memory.
-        loss_curve: Loss, learning rate and speed over the steps.
+        loss_curve: Loss, learning rate and speed over the optimizer steps.
         training_logs: TensorBoard's event files.
-        num_epochs: Passes over the training rows.
-        batch_size: Rows per optimizer step and GPU, before accumulation; n GPUs take n times as many, and learning_rate
-            stays as it is. Packed rows hold several documents.
+        num_epochs: Number of passes over the training rows.
+        batch_size: Rows per optimizer step and GPU, before accumulation; with n GPUs a step has n times as many, and
+            learning_rate is not scaled. Packed rows contain several documents.
         learning_rate: Peak learning rate.
-        logging_steps: Optimizer steps between two points of the curve.
-        gradient_accumulation_steps: Multiplies the rows per optimizer step without more memory.
-        tokens_per_micro_batch: Most tokens of packed rows sent through the model at once; the result does not change.
-        warmup_ratio: Share of the steps over which the learning rate rises.
-        lr_scheduler: Course of the learning rate: cosine, linear, constant or constant_with_warmup.
-        weight_decay: AdamW's weight decay.
-        max_grad_norm: Gradients are scaled down to this norm.
-        early_stopping_patience: Stop after so many validations without a better loss and keep the best; 0 never stops.
-        checkpoint_folder: Folder that outlives the pod, or a place in an object store (s3://, gs://) that a copy of
-            every checkpoint is sent to; training resumes from its latest checkpoint, and refuses those of other data,
-            another model or other settings. Empty keeps none.
-        checkpoint_root: Where no checkpoint_folder is given, folder that outlives the pod and holds one of its own for
-            every training, named after data, model and settings.
-        checkpoint_steps: Optimizer steps between checkpoints and validations; 0 means once per epoch.
-        gradient_checkpointing: on saves memory for about a third more computing; off is faster where it fits; auto
-            takes off where the estimate fits the GPU's free memory.
-        evaluate_first: Measure the validation loss before the first step too.
+        logging_steps: Optimizer steps between two log entries.
+        gradient_accumulation_steps: Multiplies the rows per optimizer step, without more memory.
+        tokens_per_micro_batch: Maximum tokens per micro-batch of packed rows; does not change the result.
+        warmup_ratio: Share of the steps with linear warmup of the learning rate.
+        lr_scheduler: Learning rate schedule: cosine, linear, constant or constant_with_warmup.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Maximum norm of the gradients (gradient clipping).
+        early_stopping_patience: Number of validations without a better loss after which the training stops and keeps
+            the best adapter; 0 to disable.
+        checkpoint_folder: Folder on a volume, or URI in an object store (s3://, gs://) that every checkpoint is
+            uploaded to. Training resumes from the latest checkpoint there, and refuses checkpoints of other data,
+            another model or other settings. Empty for none.
+        checkpoint_root: Folder on a volume, used if checkpoint_folder is empty: each training has a subfolder there,
+            named by a hash of data, model and settings.
+        checkpoint_steps: Optimizer steps between checkpoints and validations; 0 for once per epoch.
+        gradient_checkpointing: on saves memory and takes about a third more time; off is faster if the training fits;
+            auto is off if the estimate fits the GPU's free memory.
+        evaluate_first: Whether to compute the validation loss before the first step as well.
         dtype: Precision of matrix products: auto, bfloat16 or float32.
-        processes: Processes that train, one per GPU; 0 takes all GPUs of the pod, or one process where there is none.
-        parallel: How several processes share the model: ddp, all weights on each GPU; fsdp, the frozen weights divided
-            between them; auto, ddp where the model fits.
-        report_to: Trackers to report to, mlflow (variable MLFLOW_TRACKING_URI) and wandb (WANDB_API_KEY), separated by
-            commas.
-        seed: Seed of the adapter's initial weights, dropout and the order of rows.
+        processes: Number of processes, one per GPU; 0 for all GPUs of the pod, or one process without a GPU.
+        parallel: How several processes share the model: ddp, all weights on each GPU; fsdp, the frozen weights sharded
+            over the GPUs; auto, ddp if the model fits.
+        report_to: Trackers, separated by commas or as a list: mlflow (needs the variable MLFLOW_TRACKING_URI), wandb
+            (WANDB_API_KEY).
+        seed: Seed of the adapter's initialization, dropout and the order of rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
@@ -88,10 +89,11 @@ def finetune_lora(
     from llm_finetune.components.shared.metadata import flag
     from llm_finetune.components.shared.row_counts import check_whole
     from llm_finetune.components.training.finetune_lora import step
+    from llm_finetune.components.training.finetune_lora.settings import Settings
 
     with card(package_version):
         check_whole({"train_tokens": train_tokens, "val_tokens": val_tokens})
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         produced_by = lineage(
             {name: arguments[name] for name in ("model_config", "lora_config", "train_tokens", "val_tokens")},
             chosen.seed,

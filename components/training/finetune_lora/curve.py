@@ -1,14 +1,18 @@
 """The loss curve page."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_finetune.components.shared.charts import line_chart
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.training.finetune_lora.job import TrainFacts
+from llm_finetune.components.training.finetune_lora.settings import Settings
 
 
-def write_curve(path: str | Path, history: list[dict[str, Any]], facts: Any, settings: Any) -> None:
-    """Draws losses, learning rate and speed over the optimizer steps.
+def write_curve(
+    path: str | Path, history: Sequence[Mapping[str, float]], facts: TrainFacts, settings: Settings
+) -> None:
+    """Writes a page with losses, learning rate and speed over the optimizer steps.
 
     Args:
         path: HTML page to write.

@@ -1,5 +1,6 @@
-"""Fused layers: Liger's norms, rotary embedding and SwiGLU where it is installed, and the adapter's products."""
+"""Fused layers: Liger's norms, rotary embedding and SwiGLU, and the products of LoRA layers."""
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -8,34 +9,31 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_finetune.components.shared.modeling.architecture import liger_obstacle
-from llm_finetune.components.shared.modeling.losses import unwrapped
+from llm_finetune.components.shared.modeling.losses import CausalLM, unwrap_peft
 
 
 def fused_layers_obstacle(model_type: str) -> str:
-    """Says why the layers of a model cannot be fused here.
+    """Returns why the layers of a model cannot be fused on this machine; empty if they can.
 
     Args:
         model_type: The configuration's `model_type`.
-
-    Returns:
-        The reason, or an empty string when they can.
     """
     if not torch.cuda.is_available():
         return "they need a GPU"
     return liger_obstacle(model_type)
 
 
-def fuse_layers(model: torch.nn.Module) -> None:
-    """Puts Liger's layers into a model, with or without an adapter; the loss stays the trainer's."""
+def fuse_layers(model: CausalLM) -> None:
+    """Replaces a model's layers by Liger's, with or without an adapter; the trainer still computes the loss."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    _apply_liger_kernel_to_instance(model=unwrapped(model), cross_entropy=False, fused_linear_cross_entropy=False)
+    _apply_liger_kernel_to_instance(model=unwrap_peft(model), cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def without_input_casts(model: torch.nn.Module) -> None:
-    """Spares the float32 copy of every adapter layer's input, which autocast would make bfloat16 again at once.
+def disable_input_casts(model: torch.nn.Module) -> None:
+    """Disables PEFT's float32 copy of every adapter layer's input, which autocast casts back to bfloat16.
 
-    The products and their gradients stay the same bits; the copies cost memory and time.
+    The products and their gradients are bitwise the same; the copies take memory and time.
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "cast_input_dtype_enabled"):
@@ -44,10 +42,10 @@ def without_input_casts(model: torch.nn.Module) -> None:
 
 
 class LoraProduct(torch.autograd.Function):
-    """`x Wᵀ + scaling (x Aᵀ) Bᵀ` with W frozen: the adapter's share is added inside its matrix product.
+    """`x Wᵀ + scaling (x Aᵀ) Bᵀ` with W frozen; the adapter's output is accumulated in its matrix product.
 
-    PEFT's own forward writes the share, scales it and adds it, and the backward pass adds two gradients of the input:
-    six passes over memory for each layer that are spared here.
+    PEFT's forward pass writes, scales and adds the adapter's output, and its backward pass adds two gradients of the
+    input: six passes over memory per layer, which are avoided here.
     """
 
     @staticmethod
@@ -81,24 +79,24 @@ class LoraProduct(torch.autograd.Function):
 
 
 def _weight(base: Any) -> torch.Tensor:
-    """Returns a layer's weight; one in 4 bit is unpacked for the moment, in the backward pass again."""
+    """Returns a layer's weight; a 4-bit weight is dequantized, in the forward and again in the backward pass."""
     if not hasattr(base.weight, "quant_state"):
         weight: torch.Tensor = base.weight
         return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    unpacked: torch.Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
-    return unpacked.to(base.compute_dtype)
+    weight_16bit: torch.Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    return weight_16bit.to(base.compute_dtype)
 
 
 def fuse_adapters(model: torch.nn.Module) -> int:
-    """Lets plain LoRA layers (no dropout, no DoRA) compute their products in one autograd function.
+    """Makes plain LoRA layers (no dropout, no DoRA) compute their products in one autograd function.
 
     Args:
         model: A PEFT model that trains under bfloat16 autocast.
 
     Returns:
-        The number of layers that do.
+        The number of fused layers.
     """
     fused = 0
     for module in model.modules():
@@ -131,7 +129,9 @@ def _in_bfloat16(base: Any) -> bool:
 
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if x.dtype != torch.bfloat16 or layer.disable_adapters or layer.merged or args or kwargs:
-        return type(layer).forward(layer, x, *args, **kwargs)
+        unfused: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
+        return unfused
     name, base = layer.active_adapters[0], layer.get_base_layer()
     a, b = layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype)
-    return LoraProduct.apply(x, base, a, b, layer.scaling[name])
+    product: Callable[..., torch.Tensor] = LoraProduct.apply
+    return product(x, base, a, b, layer.scaling[name])

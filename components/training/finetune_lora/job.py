@@ -1,4 +1,4 @@
-"""What one training is given and what it comes to; both travel between processes as JSON."""
+"""Inputs and facts of a training, passed between processes as JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +9,20 @@ from llm_finetune.components.training.finetune_lora.settings import Settings
 
 
 class Job(BaseModel):
-    """One training, the same in every process that takes part in it.
+    """Inputs of a training, the same in every process.
 
     Attributes:
         base_model: Folder of the base model or its reference.
         lora_config: Folder with PEFT's adapter_config.json.
         train_tokens: Token rows to train on.
-        val_tokens: Token rows to measure on, one document each.
+        val_tokens: Validation token rows, one document each.
         ft_result: Folder to write.
         loss_curve: HTML page to write.
-        training_logs: Folder for TensorBoard's event files; None writes none.
-        checkpoints: Folder of checkpoints.
-        remote_checkpoints: URI in an object store that holds a copy of that folder; empty for none.
-        resume_from: Checkpoint to go on from; None for a fresh start.
-        scratch: Folder that lasts as long as the training.
+        training_logs: Folder for TensorBoard's event files; None for none.
+        checkpoints: Checkpoint folder.
+        remote_checkpoints: URI in an object store for a copy of that folder; empty for none.
+        resume_from: Checkpoint to resume from; None to start from the beginning.
+        scratch: Folder that exists during the training.
         settings: The card's settings.
         load_in_4bit: Whether the frozen base is kept in NF4.
     """
@@ -46,18 +46,18 @@ class Job(BaseModel):
 
 @dataclass(frozen=True)
 class TrainFacts:
-    """What a training came to.
+    """Facts about a training.
 
     Attributes:
         train_loss: Mean loss per trained token over the last tenth of the steps, in nats.
-        val_loss: Loss per trained token over all validation rows of the adapter that is kept, in nats.
+        val_loss: Loss per trained token over all validation rows, of the adapter that is saved, in nats.
         epochs: Passes over the training rows.
         steps: Optimizer steps.
-        tokens_per_second: Real tokens trained per second by all processes, padding not counted.
-        peak_memory_gib: Peak memory of the fullest GPU, or of the largest process on a CPU.
+        tokens_per_second: Tokens trained per second by all processes, without padding.
+        peak_memory_gib: Peak memory: the maximum over the GPUs, or over the processes on a CPU.
         train_seconds: Wall time of the training loop.
-        resumed_from_step: Step of the checkpoint that the training went on from; 0 for a fresh start.
-        processes: Processes that trained, one per GPU.
+        resumed_from_step: Step of the checkpoint that the training resumed from; 0 without one.
+        processes: Number of processes, one per GPU.
     """
 
     train_loss: float

@@ -1,13 +1,13 @@
-"""Starts the training in several processes of this machine, as torchrun does, and says why it ended."""
+"""Runs the training in several processes on this machine, as torchrun does, and explains failures."""
 
 import logging
 import signal
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -16,48 +16,52 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from llm_finetune.components.shared.errors import UserError
 
-SECONDS_TO_END = 10  # below the 30 s that Kubernetes leaves a pod between SIGTERM and SIGKILL
+SHUTDOWN_SECONDS = 10  # less than the 30 s between SIGTERM and SIGKILL in Kubernetes
+
+
+SignalHandler = Callable[[int, FrameType | None], object] | int | None
 
 
 class ProcessFailed(RuntimeError):
-    """A process of the training ended on a defect; its own traceback stands above in the log."""
+    """A process of the training failed with an unexpected error; its traceback is in the log above."""
 
 
-def processes_of(asked: int) -> int:
+def resolve_processes(setting: int) -> int:
     """Returns the number of processes to train with.
 
     Args:
-        asked: The card's setting; 0 takes one per GPU, and one where there is none.
+        setting: The card's setting `processes`; 0 for one per GPU, and one without a GPU.
 
     Raises:
-        UserError: If more are asked for than there are GPUs.
+        UserError: If there are fewer GPUs.
     """
     gpus = torch.cuda.device_count()
-    if gpus and asked > gpus:
+    if gpus and setting > gpus:
         raise UserError(
-            f"processes = {asked}, but this machine has {gpus} GPU{'s' * (gpus > 1)}: one process trains on one GPU. "
-            "Ask for more GPUs (gpu_count), or set processes to 0 for one per GPU"
+            f"processes = {setting}, but this machine has {gpus} GPU{'s' * (gpus > 1)}: one process trains on one GPU. "
+            "Request more GPUs (gpu_count), or set processes to 0 for one per GPU"
         )
-    return asked or max(gpus, 1)
+    return setting or max(gpus, 1)
 
 
 def launch(processes: int, module: str, arguments: Sequence[str], logs: Path) -> None:
-    """Runs a Python module in several processes and waits for them; when one fails, all are ended.
+    """Runs a Python module in several processes and waits for them; if one fails, all are terminated.
 
-    They find each other through a store on 127.0.0.1. A signal to this process ends them and is then taken up again
-    by whoever handled it before.
+    Their rendezvous is a store on 127.0.0.1. A signal to this process terminates them, and is then raised again for the
+    handler that was installed before.
 
     Args:
-        processes: How many; each learns its place from torchrun's variables (`RANK`, `LOCAL_RANK`, `WORLD_SIZE`).
+        processes: Number of processes; each reads its rank from torchrun's variables (`RANK`, `LOCAL_RANK`,
+            `WORLD_SIZE`).
         module: Module to run; its `main` records its failure (`torch.distributed.elastic.multiprocessing.errors`).
         arguments: Its arguments.
-        logs: Folder for the files in which failures are recorded.
+        logs: Folder for the error files.
 
     Raises:
         UserError: If a process raised one, or was killed.
-        ProcessFailed: If a process ended on anything else.
+        ProcessFailed: If a process failed in another way.
     """
-    _quiet()
+    _silence_elastic()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -68,65 +72,65 @@ def launch(processes: int, module: str, arguments: Sequence[str], logs: Path) ->
         local_addr="127.0.0.1",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
-        shutdown_timeout=SECONDS_TO_END,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
-    handled = _handlers(config)
+    handlers = _signal_handlers(config)
     stopped: signal.Signals | None = None
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        raise _explained(error, processes) from None
+        raise _explain_failure(error, processes) from None
     except SignalException as error:
         stopped = error.sigval
     finally:
-        for number, handler in handled.items():  # torch puts its own in their place and leaves them there
+        for number, handler in handlers.items():  # torch installs its own and does not restore these
             signal.signal(number, handler)
     if stopped:
         signal.raise_signal(stopped)
 
 
-def _quiet() -> None:
-    """Keeps torch's own words about a failure out of the log, where it is told once; each module has its own level."""
+def _silence_elastic() -> None:
+    """Silences torch's own messages about a failure, which is reported once; each module has its own log level."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _handlers(config: LaunchConfig) -> dict[signal.Signals, Any]:
+def _signal_handlers(config: LaunchConfig) -> dict[signal.Signals, SignalHandler]:
     if threading.current_thread() is not threading.main_thread():
-        return {}  # only there does torch handle signals, and only there may anyone
+        return {}  # Python allows signal handlers in the main thread only
     numbers = [signal.Signals[name] for name in config.signals_to_handle.split(",")]
     return {number: signal.getsignal(number) for number in numbers}
 
 
-def _explained(error: ChildFailedError, processes: int) -> Exception:
-    rank, failure = min(error.failures.items(), key=lambda item: _order(item[1]))
+def _explain_failure(error: ChildFailedError, processes: int) -> Exception:
+    rank, failure = min(error.failures.items(), key=lambda item: _failure_order(item[1]))
     where = f"process {rank} of {processes} (0 to {processes - 1})"
-    kind, _, text = _recorded(failure).partition(": ")
+    kind, _, text = _error_message(failure).partition(": ")
     if kind == UserError.__name__:
         return UserError(text)
     if failure.exitcode < 0:
         killed = failure.exitcode == -signal.SIGKILL
-        likely = " Most likely it ran out of memory: see the pod's memory limit." if killed else ""
+        likely = " It probably ran out of memory: check the pod's memory limit." if killed else ""
         return UserError(
-            f"{where} was killed by {failure.signal_name()}, and the others were ended.{likely} "
-            "With a checkpoint_folder, the next run goes on from the latest checkpoint"
+            f"{where} was killed by {failure.signal_name()}, and the others were terminated.{likely} "
+            "With a checkpoint_folder, the next run resumes from the latest checkpoint"
         )
     return ProcessFailed(
-        f"{where} failed, and the others were ended: {_recorded(failure) or f'exit code {failure.exitcode}'}"
+        f"{where} failed, and the others were terminated: {_error_message(failure) or f'exit code {failure.exitcode}'}"
     )
 
 
-def _recorded(failure: ProcessFailure) -> str:
+def _error_message(failure: ProcessFailure) -> str:
     message = failure.error_file_data.get("message", "")
     return str(message["message"]) if isinstance(message, dict) else ""
 
 
-def _order(failure: ProcessFailure) -> tuple[bool, int, int]:
-    """Sorts the cause before its consequences: the others lose their connection, or are ended by SIGTERM."""
-    ended_by_us = failure.exitcode == -signal.SIGTERM
+def _failure_order(failure: ProcessFailure) -> tuple[bool, int, int]:
+    """Sorts the cause before its consequences: other processes lose the connection, or are terminated by SIGTERM."""
+    terminated = failure.exitcode == -signal.SIGTERM
     return (
-        not _recorded(failure).startswith(UserError.__name__),
+        not _error_message(failure).startswith(UserError.__name__),
         failure.timestamp,
-        2 if ended_by_us else 0 if failure.exitcode < 0 else 1,
+        2 if terminated else 0 if failure.exitcode < 0 else 1,
     )

@@ -1,29 +1,36 @@
-"""What each GPU holds and what it computes twice, decided from the memory that the training will take."""
+"""Decides from the estimated memory whether to shard the frozen weights and whether to checkpoint gradients."""
 
 import copy
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from torch.distributed.rendezvous import rendezvous
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.adapters import changes_base
-from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model, shape_of, shares_keys
-from llm_finetune.components.shared.modeling.memory import Plan, estimate
+from llm_finetune.components.shared.modeling.architecture import (
+    add_adapter,
+    empty_model,
+    model_shape,
+    varlen_supports_gqa,
+)
+from llm_finetune.components.shared.modeling.memory import TrainingPlan, estimate
 from llm_finetune.components.training.finetune_lora.device import DevicePlan
+from llm_finetune.components.training.finetune_lora.distributed import min_over_processes, world_size
 from llm_finetune.components.training.finetune_lora.settings import Settings
+from llm_finetune.components.training.finetune_lora.varlen import VARLEN
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the training is laid out over the memory there is.
+class ParallelPlan:
+    """How the training uses the memory of the GPUs.
 
     Attributes:
-        sharded: Whether the processes divide the frozen weights between them.
-        checkpointing: Whether activations are computed again in the backward pass.
-        reasons: A line for the log per choice.
+        sharded: Whether the processes shard the frozen weights (FSDP2).
+        checkpointing: Whether activations are recomputed in the backward pass.
+        reasons: One log line per choice.
     """
 
     sharded: bool
@@ -31,17 +38,24 @@ class Layout:
     reasons: tuple[str, ...]
 
 
-def process_count() -> int:
-    """Returns the number of processes that train, this one included."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class MemoryEstimates:
+    """Estimated memory of one GPU in GiB.
+
+    Attributes:
+        replicated: With all weights on every GPU (DDP).
+        replicated_checkpointed: The same, with gradient checkpointing.
+        sharded: With the frozen weights sharded over the GPUs (FSDP2).
+        sharded_checkpointed: The same, with gradient checkpointing.
+    """
+
+    replicated: float
+    replicated_checkpointed: float
+    sharded: float
+    sharded_checkpointed: float
 
 
-def is_first() -> bool:
-    """Tells whether this is the process that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def lay_out(
+def plan_parallelism(
     base_model: str | Path,
     adapter: LoraConfig,
     device: DevicePlan,
@@ -49,87 +63,54 @@ def lay_out(
     tokens: int,
     longest: int,
     load_in_4bit: bool,
-) -> Layout:
-    """Decides from the free memory of the fullest GPU, in every process the same.
+) -> ParallelPlan:
+    """Chooses the fastest plan that fits the GPU with the least free memory; the same in every process.
 
     Args:
         base_model: Folder of the base model or its reference.
         adapter: The adapter's configuration.
         device: Choices for the device.
         settings: The card's settings.
-        tokens: Most tokens in a micro-batch.
+        tokens: Maximum tokens in a micro-batch.
         longest: Tokens of the longest row.
         load_in_4bit: Whether the frozen weights are in NF4.
 
     Returns:
-        The layout.
+        The plan.
 
     Raises:
-        UserError: If what was asked for is impossible.
+        UserError: If the settings require something impossible.
     """
-    processes = process_count()
+    processes = world_size()
     obstacle = sharding_obstacle(adapter, load_in_4bit)
     if processes > 1 and settings.parallel == "fsdp" and obstacle:
         raise UserError(f"parallel = 'fsdp' is not possible here, because {obstacle}. Use ddp")
     if device.device != "cuda":
-        needed, free = Needs(0.0, 0.0, 0.0, 0.0), 0.0
+        estimates, free_gib = MemoryEstimates(0.0, 0.0, 0.0, 0.0), 0.0
     else:
-        plan = plan_memory(device, tokens, longest, load_in_4bit, processes)
-        needed, free = needs(base_model, adapter, plan), _least_free()
-    return choose(settings, processes, obstacle, needed, free)
+        plan = memory_plan(device, tokens, longest, load_in_4bit, processes)
+        estimates, free_gib = estimate_memory(base_model, adapter, plan), _min_free_gib()
+    return choose_plan(settings, processes, obstacle, estimates, free_gib)
 
 
-def _least_free() -> float:
-    """Returns the GiB that are free on this process's GPU, or on that of the process which has the least."""
+def _min_free_gib() -> float:
+    """Returns the free memory of this process's GPU, or the minimum over all processes, in GiB."""
     free = torch.cuda.mem_get_info()[0] / 2**30
-    if process_count() == 1:
+    if world_size() == 1:
         return free
-    store, rank, processes = next(torch.distributed.rendezvous("env://"))
-    return least(store, rank, processes, free)
+    store, rank, processes = next(rendezvous("env://"))
+    return min_over_processes(store, rank, processes, free)
 
 
-def least(store: torch.distributed.Store, rank: int, processes: int, figure: float) -> float:
-    """Returns the least of the processes' figures, the same in each of them.
-
-    Args:
-        store: What they find each other through.
-        rank: This process's place.
-        processes: How many there are.
-        figure: Its own figure.
-
-    Returns:
-        The least.
-    """
-    store.set(f"least/{rank}", repr(figure))
-    return min(float(store.get(f"least/{other}")) for other in range(processes))
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Estimated memory of one GPU in GiB.
-
-    Attributes:
-        whole: With all weights on every GPU.
-        whole_checkpointed: The same, with checkpointing.
-        divided: With the frozen weights divided between the GPUs.
-        divided_checkpointed: The same, with checkpointing.
-    """
-
-    whole: float
-    whole_checkpointed: float
-    divided: float
-    divided_checkpointed: float
-
-
-def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: bool, processes: int) -> Plan:
-    """Returns what of the training decides its memory, without checkpointing."""
-    varlen = device.attention == "varlen"
-    return Plan(
+def memory_plan(device: DevicePlan, tokens: int, longest: int, load_in_4bit: bool, processes: int) -> TrainingPlan:
+    """Returns the choices that determine the training's memory, without gradient checkpointing."""
+    varlen = device.attention == VARLEN
+    return TrainingPlan(
         tokens=tokens,
         checkpointing=False,
         load_in_4bit=load_in_4bit,
         fused=device.fused_layers,
-        shared_keys=varlen and shares_keys(),
+        grouped_queries=varlen and varlen_supports_gqa(),
         dense_mask=not varlen,
         value_bytes=device.base_dtype.itemsize,
         processes=processes,
@@ -138,16 +119,16 @@ def plan_memory(device: DevicePlan, tokens: int, longest: int, load_in_4bit: boo
     )
 
 
-def needs(base_model: str | Path, adapter: LoraConfig, plan: Plan) -> Needs:
-    """Estimates what each way of laying out the training takes."""
+def estimate_memory(base_model: str | Path, adapter: LoraConfig, plan: TrainingPlan) -> MemoryEstimates:
+    """Estimates the memory of the training, replicated and sharded, with and without gradient checkpointing."""
     model = empty_model(base_model)
-    shape = shape_of(model)
+    shape = model_shape(model)
     plain = copy.copy(adapter)
-    plain.init_lora_weights = True  # the other initial values need weights to start from
-    figures, _ = adapter_of(model, plain)
-    return Needs(
+    plain.init_lora_weights = True  # the other initializations need weights
+    adapter_shape, _ = add_adapter(model, plain)
+    return MemoryEstimates(
         *(
-            estimate(shape, figures, replace(plan, sharded=sharded, checkpointing=checkpointing)).gib
+            estimate(shape, adapter_shape, replace(plan, sharded=sharded, checkpointing=checkpointing)).gib
             for sharded in (False, True)
             for checkpointing in (False, True)
         )
@@ -155,63 +136,62 @@ def needs(base_model: str | Path, adapter: LoraConfig, plan: Plan) -> Needs:
 
 
 def sharding_obstacle(adapter: LoraConfig, load_in_4bit: bool) -> str:
-    """Says why the frozen weights cannot be divided between the GPUs (FSDP2).
+    """Returns why the frozen weights cannot be sharded (FSDP2); empty if they can.
 
     Args:
         adapter: The adapter's configuration.
         load_in_4bit: Whether the frozen weights are in NF4.
-
-    Returns:
-        The reason, or an empty string when they can.
     """
     if load_in_4bit:
-        return "weights in 4 bit (load_in_4bit) cannot be divided"
+        return "weights in 4 bit (load_in_4bit) cannot be sharded"
     if adapter.use_dora:
-        return "DoRA (use_dora) reads whole weights"
+        return "DoRA (use_dora) reads unsharded weights"
     if adapter.modules_to_save:
-        return "modules_to_save are copies of divided weights"
+        return "modules_to_save are copies of sharded weights"
     if changes_base(vars(adapter)):
         return f"init = {adapter.init_lora_weights!r} changes the weights"
     return ""
 
 
-def choose(settings: Settings, processes: int, obstacle: str, needed: Needs, free: float) -> Layout:
-    """Chooses a layout: the fastest that fits.
+def choose_plan(
+    settings: Settings, processes: int, obstacle: str, estimates: MemoryEstimates, free_gib: float
+) -> ParallelPlan:
+    """Chooses the fastest plan that fits.
 
     Args:
         settings: The card's settings.
         processes: Processes that train.
-        obstacle: Why weights cannot be divided; empty when they can.
-        needed: What each layout takes, in GiB.
-        free: Free memory of the fullest GPU, in GiB; 0 where there is none.
+        obstacle: Why weights cannot be sharded; empty if they can.
+        estimates: Memory of each plan, in GiB.
+        free_gib: Minimum free memory of the GPUs, in GiB; 0 without a GPU.
 
     Returns:
-        The layout, with the reasons.
+        The plan, with the reasons.
     """
-    least = needed.whole if settings.gradient_checkpointing == "off" else needed.whole_checkpointed
-    fits_whole = not free or least <= free
-    wanted = settings.parallel == "fsdp" or (settings.parallel == "auto" and not fits_whole and not obstacle)
+    replicated = estimates.replicated if settings.gradient_checkpointing == "off" else estimates.replicated_checkpointed
+    fits_replicated = not free_gib or replicated <= free_gib
+    wanted = settings.parallel == "fsdp" or (settings.parallel == "auto" and not fits_replicated and not obstacle)
     sharded = processes > 1 and wanted
-    without = needed.divided if sharded else needed.whole
+    without = estimates.sharded if sharded else estimates.replicated
     checkpointing = settings.gradient_checkpointing == "on" or (
-        settings.gradient_checkpointing == "auto" and 0 < free < without
+        settings.gradient_checkpointing == "auto" and 0 < free_gib < without
     )
-    reasons = [_checkpointing_reason(settings.gradient_checkpointing, checkpointing, without, free)]
+    reasons = [_checkpointing_reason(settings.gradient_checkpointing, checkpointing, without, free_gib)]
     if processes > 1:
-        how = "the frozen weights divided between them (FSDP2)" if sharded else "each with all weights (DDP)"
+        how = "the frozen weights sharded over them (FSDP2)" if sharded else "each with all weights (DDP)"
         if settings.parallel != "auto":
-            why = "as asked"
+            why = "as set"
         elif sharded:
-            why = f"because all weights on each take {least:.1f} GiB and {free:.1f} are free"
+            why = f"because all weights on each take {replicated:.1f} GiB and {free_gib:.1f} are free"
         else:
-            why = "because the model fits on each" if fits_whole else f"because {obstacle}"
+            why = "because the model fits on each" if fits_replicated else f"because {obstacle}"
         reasons.append(f"{processes} processes, {how}, {why}")
-    return Layout(sharded, checkpointing, tuple(reasons))
+    return ParallelPlan(sharded, checkpointing, tuple(reasons))
 
 
-def _checkpointing_reason(asked: str, checkpointing: bool, without: float, free: float) -> str:
+def _checkpointing_reason(setting: str, checkpointing: bool, without: float, free_gib: float) -> str:
     chosen = f"gradient checkpointing {'on' if checkpointing else 'off'}"
-    if not free:
-        return f"{chosen}, {'as asked' if asked != 'auto' else 'because there is no GPU whose memory could run out'}"
-    estimated = f"without it the training takes {without:.1f} GiB (estimated) and {free:.1f} are free"
-    return f"{chosen}, as asked: {estimated}" if asked != "auto" else f"{chosen}, because {estimated}"
+    if not free_gib:
+        return f"{chosen}, {'as set' if setting != 'auto' else 'because there is no GPU memory to save'}"
+    estimated = f"without it the training takes {without:.1f} GiB (estimated) and {free_gib:.1f} are free"
+    return f"{chosen}, as set: {estimated}" if setting != "auto" else f"{chosen}, because {estimated}"

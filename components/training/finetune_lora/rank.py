@@ -1,4 +1,4 @@
-"""One of several processes of a training: `python -m llm_finetune.components.training.finetune_lora.rank JOB FACTS`."""
+"""One process of a training: `python -m llm_finetune.components.training.finetune_lora.rank JOB FACTS`."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from llm_finetune.components.shared.errors import UserError
 
 
 def main() -> None:
-    """Trains as `RANK` of `WORLD_SIZE` processes; the first one writes the facts.
+    """Trains as rank `RANK` of `WORLD_SIZE` processes; rank 0 writes the facts.
 
     Raises:
-        SystemExit: After a mistake that the starting process tells the user.
+        SystemExit: After a mistake of the user, which the parent process reports.
     """
-    call_when_orphaned(os.getppid(), lambda: os._exit(1))  # nobody would collect the result
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # only now: it takes its time
+    call_when_orphaned(os.getppid(), lambda: os._exit(1))  # the parent process would collect the result
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # imported late, because it is slow
 
     failures = get_error_handler()
     try:
@@ -34,20 +34,20 @@ def _train(job: Path, facts: Path) -> None:
     import transformers
 
     from llm_finetune.components.shared.files import write_text
+    from llm_finetune.components.training.finetune_lora.distributed import is_main_process, world_size
     from llm_finetune.components.training.finetune_lora.job import Job
     from llm_finetune.components.training.finetune_lora.training import train
 
-    first = os.environ["RANK"] == "0"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif "OMP_NUM_THREADS" not in os.environ:  # or each process would take all cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["WORLD_SIZE"])))
-    if not first:  # the same words from every process would only bury the first one's
+    elif "OMP_NUM_THREADS" not in os.environ:  # otherwise each process would use all cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // world_size()))
+    if not is_main_process():  # all processes log the same messages
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-    found = train(Job.model_validate_json(job.read_text(encoding="utf-8")))
-    if first:
-        write_text(facts, json.dumps(vars(found)))
+    result = train(Job.model_validate_json(job.read_text(encoding="utf-8")))
+    if is_main_process():
+        write_text(facts, json.dumps(vars(result)))
     torch.distributed.destroy_process_group()
 
 

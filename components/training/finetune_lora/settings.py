@@ -4,79 +4,82 @@ from typing import Literal
 
 from pydantic import Field
 
+from llm_finetune.components.shared.name_lists import NameList
 from llm_finetune.components.shared.settings import CardSettings
 
 
 class Settings(CardSettings):
-    """Settings of the Fine-Tune LoRA card; `component.py` describes them."""
+    """Settings of the Fine-Tune LoRA card."""
 
-    num_epochs: int = Field(default=3, ge=1, description="Passes over the training rows.")
+    num_epochs: int = Field(default=3, ge=1, description="Number of passes over the training rows.")
     batch_size: int = Field(
         default=4,
         ge=1,
-        description="Rows per optimizer step and GPU, before accumulation; n GPUs take n times as many, and "
-        "learning_rate stays as it is. Packed rows hold several documents.",
+        description="Rows per optimizer step and GPU, before accumulation; with n GPUs a step has n times as many, "
+        "and learning_rate is not scaled. Packed rows contain several documents.",
     )
     learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="Peak learning rate.")
-    logging_steps: int = Field(default=10, ge=1, description="Optimizer steps between two points of the curve.")
+    logging_steps: int = Field(default=10, ge=1, description="Optimizer steps between two log entries.")
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="Multiplies the rows per optimizer step without more memory."
+        default=1, ge=1, description="Multiplies the rows per optimizer step, without more memory."
     )
     tokens_per_micro_batch: int = Field(
         default=16384,
         ge=1,
-        description="Most tokens of packed rows sent through the model at once; the result does not change.",
+        description="Maximum tokens per micro-batch of packed rows; does not change the result.",
     )
     warmup_ratio: float = Field(
-        default=0.03, ge=0, lt=1, description="Share of the steps over which the learning rate rises."
+        default=0.03, ge=0, lt=1, description="Share of the steps with linear warmup of the learning rate."
     )
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="Course of the learning rate: cosine, linear, constant or constant_with_warmup."
+        default="cosine", description="Learning rate schedule: cosine, linear, constant or constant_with_warmup."
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Maximum norm of the gradients (gradient clipping).")
     early_stopping_patience: int = Field(
         default=0,
         ge=0,
-        description="Stop after so many validations without a better loss and keep the best; 0 never stops.",
+        description="Number of validations without a better loss after which the training stops and keeps the best "
+        "adapter; 0 to disable.",
     )
     checkpoint_folder: str = Field(
         default="",
-        description="Folder that outlives the pod, or a place in an object store (s3://, gs://) that a copy of "
-        "every checkpoint is sent to; training resumes from its latest checkpoint, and refuses those of other data, "
-        "another model or other settings. Empty keeps none.",
+        description="Folder on a volume, or URI in an object store (s3://, gs://) that every checkpoint is uploaded "
+        "to. Training resumes from the latest checkpoint there, and refuses checkpoints of other data, another model "
+        "or other settings. Empty for none.",
     )
     checkpoint_root: str = Field(
         default="",
-        description="Where no checkpoint_folder is given, folder that outlives the pod and holds one of its own for "
-        "every training, named after data, model and settings.",
+        description="Folder on a volume, used if checkpoint_folder is empty: each training has a subfolder there, "
+        "named by a hash of data, model and settings.",
     )
     checkpoint_steps: int = Field(
-        default=0, ge=0, description="Optimizer steps between checkpoints and validations; 0 means once per epoch."
+        default=0, ge=0, description="Optimizer steps between checkpoints and validations; 0 for once per epoch."
     )
     gradient_checkpointing: Literal["on", "off", "auto"] = Field(
         default="auto",
-        description="on saves memory for about a third more computing; off is faster where it fits; auto takes off "
-        "where the estimate fits the GPU's free memory.",
+        description="on saves memory and takes about a third more time; off is faster if the training fits; auto is "
+        "off if the estimate fits the GPU's free memory.",
     )
-    evaluate_first: bool = Field(default=True, description="Measure the validation loss before the first step too.")
+    evaluate_first: bool = Field(
+        default=True, description="Whether to compute the validation loss before the first step as well."
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="Precision of matrix products: auto, bfloat16 or float32."
     )
     processes: int = Field(
         default=0,
         ge=0,
-        description="Processes that train, one per GPU; 0 takes all GPUs of the pod, or one process where there is "
-        "none.",
+        description="Number of processes, one per GPU; 0 for all GPUs of the pod, or one process without a GPU.",
     )
     parallel: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
         description="How several processes share the model: ddp, all weights on each GPU; fsdp, the frozen weights "
-        "divided between them; auto, ddp where the model fits.",
+        "sharded over the GPUs; auto, ddp if the model fits.",
     )
-    report_to: str = Field(
+    report_to: NameList = Field(
         default="",
-        description="Trackers to report to, mlflow (variable MLFLOW_TRACKING_URI) and wandb (WANDB_API_KEY), "
-        "separated by commas.",
+        description="Trackers, separated by commas or as a list: mlflow (needs the variable MLFLOW_TRACKING_URI), "
+        "wandb (WANDB_API_KEY).",
     )
-    seed: int = Field(default=42, description="Seed of the adapter's initial weights, dropout and the order of rows.")
+    seed: int = Field(default=42, description="Seed of the adapter's initialization, dropout and the order of rows.")

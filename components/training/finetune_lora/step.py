@@ -1,10 +1,10 @@
-"""Fine-Tune LoRA: trains an adapter on token rows, in this process or in one per GPU."""
+"""Fine-Tune LoRA: trains an adapter on token rows, in this process or in one process per GPU."""
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.object_stores import is_remote
 from llm_finetune.components.training.finetune_lora import checkpoints
 from llm_finetune.components.training.finetune_lora.job import Job, TrainFacts
-from llm_finetune.components.training.finetune_lora.launch import launch, processes_of
+from llm_finetune.components.training.finetune_lora.launch import launch, resolve_processes
 from llm_finetune.components.training.finetune_lora.remote import RemoteCheckpoints, local_folder
 from llm_finetune.components.training.finetune_lora.settings import Settings
 from llm_finetune.components.training.finetune_lora.training import train
 
-RANK = "llm_finetune.components.training.finetune_lora.rank"
-# Settings that change how the result is reached and shown, not the result: a training may go on with other ones.
-NOT_DECIDING = {
+RANK_MODULE = "llm_finetune.components.training.finetune_lora.rank"
+# Settings that do not change the result, so that a training can resume with other values.
+NOT_IN_FINGERPRINT = {
     "checkpoint_folder",
     "checkpoint_root",
     "logging_steps",
@@ -42,35 +42,40 @@ def finetune_lora(
     loss_curve: str | Path,
     settings: Settings,
     load_in_4bit: bool = False,
-    fingerprint: dict[str, Any] | None = None,
+    input_hashes: Mapping[str, object] | None = None,
     training_logs: str | Path | None = None,
 ) -> TrainFacts:
-    """Trains the adapter and writes it with everything that serving needs.
+    """Trains the adapter and writes it with everything that is needed to serve it.
 
     Args:
         model_config: Folder of the base model or its reference.
         lora_config: Folder with PEFT's adapter_config.json.
         train_tokens: Token rows to train on.
-        val_tokens: Token rows to measure on, one document each.
-        ft_result: Folder to write: adapter, tokenizer, generation config, rows for the merge's parity check.
+        val_tokens: Validation token rows, one document each.
+        ft_result: Folder to write: adapter, tokenizer, generation config, rows for the parity check of Merge & Export.
         loss_curve: HTML page to write.
         settings: The card's settings.
         load_in_4bit: Whether the frozen base is kept in NF4.
-        fingerprint: Hashes of the inputs; with the settings they decide which checkpoints may be resumed.
-        training_logs: Folder to write TensorBoard's event files into; None writes none.
+        input_hashes: Hashes of the inputs; part of the fingerprint that a checkpoint must match.
+        training_logs: Folder for TensorBoard's event files; None for none.
 
     Returns:
-        The facts.
+        Facts about the training.
 
     Raises:
-        UserError: If the inputs do not fit each other, or the loss is not finite.
+        UserError: If the inputs do not match each other, or the loss is not finite.
     """
-    processes = processes_of(settings.processes)
+    processes = resolve_processes(settings.processes)
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch, ExitStack() as stack:
-        deciding = settings.model_dump(exclude=NOT_DECIDING) | {"processes": processes, "load_in_4bit": load_in_4bit}
-        deciding = {"package_version": PACKAGE_VERSION, **(fingerprint or {}), **deciding}
-        place = _checkpoint_place(settings, deciding) or f"{scratch}/checkpoints"
-        folder = stack.enter_context(_held(place, deciding))
+        fingerprint = {
+            "package_version": PACKAGE_VERSION,
+            **(input_hashes or {}),
+            **settings.model_dump(exclude=NOT_IN_FINGERPRINT),
+            "processes": processes,
+            "load_in_4bit": load_in_4bit,
+        }
+        place = _checkpoint_place(settings, fingerprint) or f"{scratch}/checkpoints"
+        folder = stack.enter_context(_checkpoint_folder(place, fingerprint))
         job = Job(
             base_model=Path(model_config),
             lora_config=Path(lora_config),
@@ -86,43 +91,43 @@ def finetune_lora(
             settings=settings,
             load_in_4bit=load_in_4bit,
         )
-        # With several GPUs in sight and no launcher, transformers would take them all into one process.
-        return _train_in(processes, job) if max(processes, torch.cuda.device_count()) > 1 else train(job)
+        # Without a launcher, transformers would use all visible GPUs in one process.
+        return _train_in_processes(processes, job) if max(processes, torch.cuda.device_count()) > 1 else train(job)
 
 
-def _checkpoint_place(settings: Settings, deciding: dict[str, Any]) -> str:
+def _checkpoint_place(settings: Settings, fingerprint: Mapping[str, object]) -> str:
     if settings.checkpoint_folder or not settings.checkpoint_root:
         return settings.checkpoint_folder
-    name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     return f"{settings.checkpoint_root.rstrip('/')}/{name}"
 
 
 @contextmanager
-def _held(place: str, deciding: dict[str, Any]) -> Iterator[Path]:
-    """Makes a checkpoint folder this training's own while it runs; of one in an object store, its copy here."""
+def _checkpoint_folder(place: str, fingerprint: Mapping[str, object]) -> Iterator[Path]:
+    """Locks the checkpoint folder while the training runs; for an object store, the local copy."""
     remote = RemoteCheckpoints(place) if is_remote(place) else None
     folder = local_folder(place) if remote else Path(place)
-    with checkpoints.held(folder):
+    with checkpoints.lock_folder(folder):
         if remote:
-            remote.fetch(folder)
-        checkpoints.claim(folder, deciding)
+            remote.download(folder)
+        checkpoints.claim_folder(folder, fingerprint)
         yield folder
         if remote:
             shutil.rmtree(folder)
 
 
-def _train_in(processes: int, job: Job) -> TrainFacts:
-    given, found = job.scratch / "job.json", job.scratch / "facts.json"
-    given.write_text(job.model_dump_json())
+def _train_in_processes(processes: int, job: Job) -> TrainFacts:
+    inputs, facts = job.scratch / "job.json", job.scratch / "facts.json"
+    inputs.write_text(job.model_dump_json())
     print(f"training in {processes} process{'es' if processes > 1 else ''}", flush=True)
-    launch(processes, RANK, [str(given), str(found)], job.scratch / "processes")
-    return TrainFacts(**json.loads(found.read_text()))
+    launch(processes, RANK_MODULE, [str(inputs), str(facts)], job.scratch / "processes")
+    return TrainFacts(**json.loads(facts.read_text()))
 
 
 def _resume_point(folder: Path) -> Path | None:
-    checkpoint, torn = checkpoints.latest_whole(folder)
-    for path in torn:
-        print(f"{path} is torn (the process was stopped while it was written): passed over", flush=True)
+    checkpoint, incomplete = checkpoints.latest_complete(folder)
+    for path in incomplete:
+        print(f"{path} is incomplete (the process stopped while writing it): skipped", flush=True)
         shutil.rmtree(path)
     if checkpoint:
         print(f"resuming from {checkpoint}", flush=True)

@@ -1,22 +1,23 @@
-"""Where the figures of a training go besides its page: TensorBoard's files, MLflow, Weights & Biases."""
+"""Experiment trackers: TensorBoard's event files, MLflow, Weights & Biases."""
 
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+
+from transformers import TrainerCallback
 
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.settings import listed
 
-# tracker → (package, variable that says where, what the variable holds)
+# tracker → (package, environment variable, meaning of the variable)
 TRACKERS = {
     "mlflow": ("mlflow", "MLFLOW_TRACKING_URI", "the address of the MLflow server"),
     "wandb": ("wandb", "WANDB_API_KEY", "the key of your Weights & Biases account"),
 }
 
 
-def trackers(names: str) -> list[str]:
-    """Returns the trackers that transformers shall report to.
+def validate_trackers(names: str) -> list[str]:
+    """Returns the trackers for `report_to` of transformers.
 
     Args:
         names: The setting `report_to`: names separated by commas; empty for none.
@@ -29,25 +30,26 @@ def trackers(names: str) -> list[str]:
         if name not in TRACKERS:
             raise UserError(
                 f"report_to: unknown tracker {name!r}{nearest(name, TRACKERS)} (known: {', '.join(TRACKERS)}; "
-                "TensorBoard's files are written always, as the artifact training_logs)"
+                "TensorBoard's event files are always written, as the artifact training_logs)"
             )
         package, variable, meaning = TRACKERS[name]
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"report_to = {names!r}: the package {package} is not installed in this image. Build the train image "
-                f"with it, or leave {name!r} out"
+                f"with it, or remove {name!r}"
             )
         if not os.environ.get(variable):
             raise UserError(
-                f"report_to = {names!r}: the variable {variable} ({meaning}) is not set in this step. Set it, from a "
-                f"secret for instance, or leave {name!r} out"
+                f"report_to = {names!r}: the variable {variable} ({meaning}) is not set in this step. Set it, for "
+                f"example from a secret, or remove {name!r}"
             )
     return chosen
 
 
-def tensorboard(folder: Path) -> Any:
+def tensorboard(folder: Path) -> TrainerCallback:
     """Returns the callback that writes TensorBoard's event files into a folder."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+    callback: TrainerCallback = TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+    return callback

@@ -1,26 +1,24 @@
-"""Attention over documents of different length in one flattened row, with the kernel that ships with PyTorch."""
+"""Variable-length attention over the documents of one flattened row, with PyTorch's own kernel."""
 
-import importlib
+import importlib.util
 import inspect
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 
-from llm_finetune.components.shared.modeling.attention import attention_of, layer_types, mixing_obstacle
+from llm_finetune.components.shared.modeling.architecture import varlen_supports_gqa
+from llm_finetune.components.shared.modeling.attention import attention_implementation, layer_types, packing_obstacle
 
-NAME = "varlen"
+VARLEN = "varlen"
 
 
 def varlen_obstacle(config: PretrainedConfig, bfloat16: bool) -> str:
-    """Says why the kernel cannot compute this model's attention here.
+    """Returns why the kernel cannot compute this model's attention on this machine; empty if it can.
 
     Args:
         config: The base model's configuration.
-        bfloat16: Whether attention runs in bfloat16; the kernel has no float32.
-
-    Returns:
-        The reason, or an empty string when it can.
+        bfloat16: Whether attention runs in bfloat16; the kernel does not support float32.
     """
     text = config.get_text_config()
     if not torch.cuda.is_available():
@@ -28,32 +26,32 @@ def varlen_obstacle(config: PretrainedConfig, bfloat16: bool) -> str:
     if torch.cuda.get_device_capability() < (8, 0):
         return f"{torch.cuda.get_device_name()} is older than Ampere"
     if not bfloat16:
-        return "it has no float32"
+        return "it does not support float32"
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"torch {torch.__version__} does not have it"
     if getattr(text, "attn_logit_softcapping", None):
         return "the model caps its attention logits"
     if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        return "the model attends through a sliding window"
-    if obstacle := mixing_obstacle(config):
+        return "the model uses a sliding window"
+    if obstacle := packing_obstacle(config):
         return obstacle
-    if attention_of(config, NAME) != NAME or layer_types(config) - {"attention", "full_attention"}:
-        return f"{config.model_type} does not attend to all that came before in the plain way"
+    if attention_implementation(config, VARLEN) != VARLEN or layer_types(config) - {"attention", "full_attention"}:
+        return f"{config.model_type} does not use plain causal attention in all layers"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head > 256 or head % 8:
-        return f"heads have {head} dimensions"
+        return f"the head dimension is {head}"
     return ""
 
 
 def register_varlen() -> None:
-    """Makes `attn_implementation="varlen"` known to transformers.
+    """Registers `attn_implementation="varlen"` in transformers.
 
-    No mask function is registered with it, so that transformers builds no dense mask: document boundaries come from
+    No mask function is registered, so that transformers builds no dense mask. Document boundaries are in
     `cu_seq_lens_q` and `max_length_q`, which TRL's padding-free collator passes.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    supports_gqa = varlen_supports_gqa()
 
     def attend(
         module: torch.nn.Module,
@@ -65,16 +63,16 @@ def register_varlen() -> None:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attends causally inside each document; query, key and value are `[1, heads, tokens, dimensions]`."""
+        """Computes causal attention inside each document; query, key and value are `[1, heads, tokens, dimensions]`."""
         bounds, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
         if bounds is None or longest is None or query.shape[0] != 1:
             raise ValueError("varlen attention needs one flattened row with cu_seq_lens_q and max_length_q")
         if dropout:
             raise ValueError("varlen attention has no dropout")
         groups = query.shape[1] // key.shape[1]
-        if groups > 1 and not grouped:
+        if groups > 1 and not supports_gqa:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        options: dict[str, Any] = {"enable_gqa": groups > 1} if grouped else {}
+        options: dict[str, Any] = {"enable_gqa": groups > 1} if supports_gqa else {}
         if "window_size" in inspect.signature(varlen_attn).parameters:
             options["window_size"] = (-1, 0)
         else:
@@ -84,4 +82,4 @@ def register_varlen() -> None:
         out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, **options)
         return out.unsqueeze(0), None
 
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(VARLEN, attend)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from llm_finetune.components.serving.vllm_serve.settings import Settings
-from llm_finetune.components.shared.modeling.adapters import lora_rank
+from llm_finetune.components.shared.modeling.adapters import vllm_lora_rank
 
 REVISION = "llm-finetune/revision"
 MODE = "serving.kserve.io/deploymentMode"
@@ -68,7 +68,7 @@ def arguments(deployment: Deployment) -> list[str]:
         flags.append(f"--gpu-memory-utilization={settings.gpu_memory_utilization:g}")
         flags.append(f"--tensor-parallel-size={settings.gpus}")
     if deployment.adapters:
-        flags += ["--enable-lora", f"--max-lora-rank={lora_rank(deployment.lora_rank)}"]
+        flags += ["--enable-lora", f"--max-lora-rank={vllm_lora_rank(deployment.lora_rank)}"]
         flags += [f"--max-loras={len(deployment.adapters)}", "--lora-modules"]
         flags += [f"{name}={ADAPTERS}/{name}" for name, _ in deployment.adapters]
     return flags

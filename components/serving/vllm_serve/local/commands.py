@@ -12,8 +12,8 @@ from llm_finetune.components.serving.vllm_serve.local.ports import HOST
 from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.engine.engines import BYTES
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.adapters import lora_rank
-from llm_finetune.components.shared.processor import cpu_multiplies_bfloat16
+from llm_finetune.components.shared.modeling.adapters import vllm_lora_rank
+from llm_finetune.components.shared.processor import cpu_has_bfloat16
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def vllm(
         rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("r", 16)
         command += [f"--served-model-name={name}-base", "--enable-lora", f"--lora-modules={name}={adapter}"]
         # Space for adapters that are loaded later (adapters.load).
-        command += [f"--max-lora-rank={lora_rank(max(rank, 64))}", "--max-loras=4"]
+        command += [f"--max-lora-rank={vllm_lora_rank(max(rank, 64))}", "--max-loras=4"]
     else:
         command += [f"--served-model-name={name}"]
     variables = engines.vllm_variables(folder)
@@ -127,7 +127,7 @@ def transformers(model: ModelFolder, name: str, port: int, folder: Path, dtype: 
 
 def _cpu_dtype(stored: str) -> str:
     """Returns bfloat16 if the weights are stored in it and the CPU supports it, else float32."""
-    return "bfloat16" if stored == "bfloat16" and cpu_multiplies_bfloat16() else "float32"
+    return "bfloat16" if stored == "bfloat16" and cpu_has_bfloat16() else "float32"
 
 
 def _kv_cache(model: ModelFolder, dtype: str, max_model_len: int) -> tuple[int, int]:

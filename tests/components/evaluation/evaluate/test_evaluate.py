@@ -52,7 +52,7 @@ def test_losses_are_those_of_a_plain_loop_for_both_models_on_the_same_rows(input
 
 def test_a_processor_that_multiplies_bfloat16_gives_the_same_losses_to_its_precision(evaluated, monkeypatch):
     exact = evaluated(generate_samples=0).metrics
-    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)
     rounded = evaluated(generate_samples=0).metrics
     for name in ("base_loss", "tuned_loss"):
         assert rounded[name] == pytest.approx(exact[name], rel=1e-2) and rounded[name] != exact[name]

@@ -10,7 +10,7 @@ from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
 from llm_finetune.components.evaluation.quality_gate.step import judge
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.losses import completion_nll, padded
+from llm_finetune.components.shared.modeling.losses import completion_nll, pad_rows
 
 lm_eval = pytest.importorskip("lm_eval")
 TASKS = "tests/data/tasks"
@@ -58,7 +58,7 @@ def test_our_loss_is_the_harness_s_rolling_loglikelihood(model, tokenizer):
     documents = [[lm.prefix_token_id, *tokenizer(text)["input_ids"]] for text in texts]
     rows = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in documents]
     with torch.no_grad():
-        nll, tokens = completion_nll(model, padded(rows))
+        nll, tokens = completion_nll(model, pad_rows(rows))
     for ours, theirs, count in zip(nll.tolist(), rolling, tokens.tolist(), strict=True):
         assert ours / count == pytest.approx(-theirs / count, abs=1e-4)
 

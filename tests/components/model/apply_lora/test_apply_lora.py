@@ -71,7 +71,7 @@ def test_the_summary_shows_what_the_card_promises(model: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("family", "reads"),
-    [("gemma2", "every two of the 1,024 tokens in a row"), ("bloom", "every two of the 256 tokens in a row")],
+    [("gemma2", "every pair of the 1,024 tokens in a row"), ("bloom", "every pair of the 256 tokens in a row")],
 )
 def test_attention_that_keeps_its_scores_is_in_the_estimate(tmp_path: Path, family: str, reads: str) -> None:
     """Rows of gemma2 are packed and flattened; bloom, whose documents would see each other, has them padded."""
@@ -79,7 +79,7 @@ def test_attention_that_keeps_its_scores_is_in_the_estimate(tmp_path: Path, fami
     targets = "query_key_value" if family == "bloom" else "q_proj"
     apply(folder, tmp_path, load_in_4bit=True, max_length=256, batch_size=4, target_modules=targets)
     summary = (tmp_path / "summary.md").read_text()
-    assert f"adapter and optimizer in bfloat16, plain attention, which keeps a score of {reads}." in summary
+    assert f"adapter and optimizer in bfloat16, eager attention, which saves a score for {reads}." in summary
 
 
 def test_the_adapter_that_is_trained_has_the_parameters_that_were_counted(model: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_adapter_that_is_trained_has_the_parameters_that_were_counted(model:
         ),
         ({"target_modules": "c_attn"}, r"'c_attn' matches no module .*down_proj; or all-linear\)"),
         ({"target_modules": "mlp"}, r"'mlp' is a LlamaMLP.* linear modules in it are gate_proj, up_proj, down_proj"),
-        ({"target_modules": "input_layernorm"}, r"'input_layernorm' is a LlamaRMSNorm, which LoRA can't be put on$"),
+        ({"target_modules": "input_layernorm"}, r"'input_layernorm' is a LlamaRMSNorm, which LoRA does not support$"),
         ({"target_modules": "lm_head"}, r"'lm_head' is the head.*modules_to_save"),
         ({"modules_to_save": "head"}, r"modules_to_save: 'head' matches no module"),
         ({"modules_to_save": "q_proj"}, r"in target_modules and in modules_to_save"),
@@ -134,7 +134,7 @@ def test_an_unknown_architecture(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"init": "pissa_niter_16"}, "comes out differently when the adapter is loaded again: use pissa"),
+        ({"init": "pissa_niter_16"}, "differs when the adapter is loaded again: use pissa"),
         ({"init": "loftq"}, "full-precision weights on a GPU"),
         ({"init": "eva"}, "pass over the data"),
         ({"init": "corda"}, "pass over the data"),
@@ -152,9 +152,18 @@ def test_impossible_settings(given: dict, message: str) -> None:
         step.Settings.of({"settings": given})
 
 
+@pytest.mark.parametrize("setting", ["target_modules", "modules_to_save"])
+def test_names_of_modules_are_text_or_a_list(setting: str) -> None:
+    listed = step.Settings.of({"settings": {setting: ["q_proj", "v_proj"]}})
+    assert getattr(listed, setting) == "q_proj,v_proj"
+    assert listed == step.Settings.of({"settings": {setting: "q_proj,v_proj"}})
+    with pytest.raises(UserError, match=rf"{setting} = \[1\]: Input should be a valid string"):
+        step.Settings.of({"settings": {setting: [1]}})
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_inits_that_change_the_base_are_refused_in_4_bit(model: Path, tmp_path: Path, init: str) -> None:
-    with pytest.raises(UserError, match="4 bit can't hold"):
+    with pytest.raises(UserError, match="impossible in 4 bit"):
         apply(model, tmp_path, load_in_4bit=True, init=init)
 
 

@@ -116,7 +116,7 @@ def test_a_reference_to_a_folder_is_followed_and_checked(model: Path, tmp_path: 
     with pytest.raises(UserError, match="have changed"):
         resolve(stored)
     (model / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is missing"):
         resolve(stored)
 
 
@@ -158,7 +158,7 @@ def test_a_sharded_model(tmp_path: Path) -> None:
     assert len(list((tmp_path / "model_config").glob("*.safetensors"))) > 2
     assert facts.total_parameters == load(tmp_path, plain).total_parameters
     next(sharded.glob("model-00002*")).unlink()
-    with pytest.raises(UserError, match=r"not whole: .* names model-00002"):
+    with pytest.raises(UserError, match=r"incomplete: .* names model-00002"):
         load(tmp_path, sharded)
 
 
@@ -191,8 +191,8 @@ def test_code_in_the_repository_of_a_model_that_transformers_has_is_passed_over(
     [
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM, not a causal language model"),
         ({"architectures": None}, "a model without an architecture"),
-        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "internlm2"}, "never runs such code"),
-        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "architectures": ["OurForCausalLM"]}, "never runs such code"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "model_type": "internlm2"}, "never executed here"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}, "architectures": ["OurForCausalLM"]}, "never executed here"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantised \(gptq\)"),
     ],
 )
@@ -210,12 +210,12 @@ def test_models_that_cannot_be_tuned(model: Path, tmp_path: Path, changes: dict,
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "only as model.bin.*pickle",
         ),
-        (lambda folder: [(folder / "model.safetensors").unlink(), (folder / "model.bin").unlink()], "holds no weights"),
+        (lambda folder: [(folder / "model.safetensors").unlink(), (folder / "model.bin").unlink()], "has no weights"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
         (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "no tokenizer"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 9000), "not a whole safetensors file"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 3), "not a whole safetensors file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 9000), "not a complete safetensors file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 3), "not a complete safetensors file"),
         (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "is an adapter"),
     ],
 )
@@ -228,8 +228,8 @@ def test_damaged_folders(model: Path, tmp_path: Path, damage: object, message: s
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/no/such/model", "no such folder"),
-        ("./nowhere", "no such folder"),
+        ("/no/such/model", "folder does not exist"),
+        ("./nowhere", "folder does not exist"),
         ("s3://bucket/model", "is a URL"),
         ("not a name", "neither a folder nor a Hub id"),
     ],
@@ -255,4 +255,4 @@ def test_the_card_writes_metadata_and_explains_mistakes(
     with pytest.raises(SystemExit) as ended:
         component.load_model.python_func(**artifacts, model_name="/nowhere")
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "error: model_name = '/nowhere': there is no such folder\n"
+    assert capsys.readouterr().err == "error: model_name = '/nowhere': the folder does not exist\n"

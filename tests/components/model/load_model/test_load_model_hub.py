@@ -11,9 +11,8 @@ from fake_hub import COMMIT, FakeHub, serving
 from huggingface_hub import constants
 from load_model_folder import fixture_original, load  # noqa: F401
 
-from llm_finetune.components.model.load_model.source import commit_of
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.base_model import DownloadLines, resolve
+from llm_finetune.components.shared.modeling.base_model import DownloadProgress, commit_of, resolve
 
 
 @pytest.fixture
@@ -50,7 +49,9 @@ def test_a_reference_to_the_hub_leaves_the_weights_in_the_cache_and_is_resolved_
     assert (revision, hub.requests) == (COMMIT, [])
     assert (Path(folder) / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(UserError, match=r"does not hold all of org/tiny .* mount the same volume here; if it was emp"):
+    with pytest.raises(
+        UserError, match=r"does not contain all files of org/tiny .* mount the same volume here; if it was emp"
+    ):
         resolve(tmp_path / "model_config")
 
 
@@ -72,7 +73,9 @@ def test_the_cache_serves_when_the_hub_is_gone(hub: FakeHub, tmp_path: Path, mon
     hub.requests.clear()
     assert load(tmp_path, "org/tiny") == first
     assert (hub.sent, hub.requests) == (sent, [])
-    with pytest.raises(UserError, match=r"org/other is out of reach and the cache does not hold all of org/other"):
+    with pytest.raises(
+        UserError, match=r"org/other is unreachable and the cache does not contain all files of org/other"
+    ):
         load(tmp_path, "org/other")
 
 
@@ -121,7 +124,7 @@ def test_a_volume_that_cannot_be_written_to_is_told_before_the_download(hub: Fak
 
 
 def test_a_download_reports_its_progress_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with DownloadLines(desc="Reconstructing", total=0, unit="B", mininterval=0) as bar:
+    with DownloadProgress(desc="Reconstructing", total=0, unit="B", mininterval=0) as bar:
         bar.total = 40_000_000
         bar.update(10_000_000)
         bar.update(30_000_000)

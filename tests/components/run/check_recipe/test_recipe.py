@@ -38,6 +38,12 @@ def test_field_names_and_shared_settings_reach_every_card_that_has_them():
     assert sections["apply_lora"]["tokens_per_micro_batch"] == 4096
 
 
+def test_a_list_of_modules_reaches_the_card_as_text():
+    recipe = {"apply_lora": {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"]}}
+    expected = {"target_modules": "q_proj,v_proj", "modules_to_save": "lm_head"}
+    assert check_recipe(DEFAULTS, recipe)["apply_lora"] == expected
+
+
 def test_columns_to_slice_by_are_kept_for_evaluate():
     def kept(**sections) -> str | None:
         return check_recipe({}, sections)["format_sft"].get("keep_columns")

@@ -153,7 +153,7 @@ def test_weights_are_not_narrowed_on_this_machine(
 ) -> None:
     known = {"/dev/nvidiactl": tmp_path if gpu else tmp_path / "none"}
     monkeypatch.setattr(commands, "Path", lambda path: known[path])
-    monkeypatch.setattr(commands, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(commands, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(engines, "vllm_is_for_cpu", lambda: False)
     model = model_folder.read(stored_in(folder, stored))
     launch = commands.vllm(model, "m", 1, tmp_path, 64, 0, "auto")

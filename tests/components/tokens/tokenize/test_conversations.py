@@ -69,7 +69,7 @@ def test_answers_that_the_template_rewrites_are_counted_and_shown(tmp_path):
     facts, rows = tokenized(tmp_path, tokenizer, talk(TALK, TALK[:2]))
     assert [len(answers(row)) for row in rows] == [1, 1]
     assert facts["untrained_answers"] == 2
-    assert "validation: 2 earlier answers are context alone" in (tmp_path / "page.html").read_text()
+    assert "validation: 2 earlier answers are context only" in (tmp_path / "page.html").read_text()
 
 
 def test_tools_and_their_calls_go_through_the_template_as_a_server_gives_them(tmp_path):
@@ -129,7 +129,7 @@ def test_what_format_sft_writes_of_tool_data_is_read(tmp_path):
     ("template", "messages", "message"),
     [
         ("{{ raise_exception('System role not supported') }}", TALK,
-         "row 1 of the train split: the chat template does not take the conversation: System role not supported"),
+         "row 1 of the train split: the chat template does not accept the conversation: System role not supported"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}!{% endif %}", TALK,
          "row 1 of the train split: the chat template does not render a conversation as its prompt followed by"),
         (TOOL_TEMPLATE, [TALK[0], {"role": "assistant", "content": None, "tool_calls": "[{"}],

@@ -21,7 +21,7 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.rows.conversations import TOOL_MESSAGE
 from llm_finetune.components.tokens.tokenize.component import tokenize
 from llm_finetune.components.tokens.tokenize.conversation import Conversation
-from llm_finetune.components.tokens.tokenize.shapes import without_repeats
+from llm_finetune.components.tokens.tokenize.shapes import distinct_messages
 
 PARTS = {
     "tools": "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}",
@@ -68,7 +68,7 @@ def run(tmp_path: Path, chat_template: str, *conversations: list[dict], **settin
 
 def refused(tmp_path: Path, chat_template: str, *conversations: list[dict], **settings: object) -> list[str]:
     """Returns what the refusal lists."""
-    with pytest.raises(UserError, match=r"the chat template of .* drops what rows of the train split hold") as caught:
+    with pytest.raises(UserError, match=r"the chat template of .* drops content of rows of the train split") as caught:
         run(tmp_path, chat_template, *conversations, **settings)
     assert not (tmp_path / "train").exists()
     return [line.removeprefix("- ") for line in str(caught.value).split("\n") if line.startswith("- ")]
@@ -151,7 +151,7 @@ def test_reasoning_in_a_field_of_its_own_is_trained_or_refused(tmp_path):
 def test_rows_are_counted_up_to_a_bound(tmp_path, monkeypatch):
     documents = "llm_finetune.components.tokens.tokenize.documents"
     monkeypatch.setattr(f"{documents}.ROWS_PER_BATCH", 2)
-    monkeypatch.setattr(f"{documents}.ROWS_COUNTED", 3)
+    monkeypatch.setattr(f"{documents}.MAX_ROWS_COUNTED", 3)
     found = refused(tmp_path, template(tools=""), *[PLAIN] * 4, *[ASKED] * 9)
     assert found == [TOOLS.format("2 of 6", 4)]
 
@@ -166,7 +166,7 @@ def test_an_answer_without_a_token_of_its_own_is_refused_and_one_that_is_a_speci
     if answer == "<|pad|>":
         assert len(tokenized(tmp_path, tokenizer, table)[1]) == 2
     else:
-        message = r"row 1 of the train split: of its answer nothing would be trained but '<\|im_end\|>'"
+        message = r"row 1 of the train split: of its answer only '<\|im_end\|>' would be trained"
         with pytest.raises(UserError, match=message):
             tokenized(tmp_path, tokenizer, table)
 
@@ -203,9 +203,11 @@ def test_tools_of_another_form_are_one_error_with_the_row(tmp_path, tools, messa
 def test_a_long_conversation_is_tried_by_its_first_exchange_of_each_form_and_its_last():
     steps = [calls(OSLO), said("tool", "grey")] * 3
     turns = [said("system", "s"), *PLAIN * 5, said("user", "?"), *steps, said("assistant", "grey"), *PLAIN * 3]
-    kept, _ = without_repeats(Conversation.of(turns))
+    kept, _ = distinct_messages(Conversation.from_row(turns))
     assert kept == [0, 1, 2, 11, 12, 13, 18, 23, 24]
-    assert without_repeats(Conversation.of(PLAIN * 9))[1] == without_repeats(Conversation.of(PLAIN * 3))[1]
+    assert (
+        distinct_messages(Conversation.from_row(PLAIN * 9))[1] == distinct_messages(Conversation.from_row(PLAIN * 3))[1]
+    )
 
 
 def through_the_cards(tmp_path: Path, rows: list[dict], chat_template: str) -> Path:
@@ -248,7 +250,7 @@ def test_tool_calls_from_the_file_to_the_tokens(tmp_path, capsys):
         through_the_cards(tmp_path / "a", rows, CHAT_TEMPLATE)
     said_so = capsys.readouterr().err
     assert re.search(
-        r"^error: the chat template of '.*tokenizer' drops what rows of the train split hold", said_so, re.M
+        r"^error: the chat template of '.*tokenizer' drops content of rows of the train split", said_so, re.M
     )
     assert f"tool calls: in 3 of 3 rows, first in row 0: {NAME}, {CITY}" in said_so
     assert "Take a base model whose chat template renders it" in said_so

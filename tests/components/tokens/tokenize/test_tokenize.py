@@ -186,7 +186,7 @@ def test_a_token_without_an_embedding_is_refused_before_training(tmp_path):
     source = sft(tmp_path / "sft", [*ROWS, ("Where", "x", "<street>")])
     size = len(served)
     (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": size - 1}))
-    with pytest.raises(UserError, match=rf"row 5 of the train split holds the token '<street>' \(id {size - 1}\)"):
+    with pytest.raises(UserError, match=rf"row 5 of the train split contains the token '<street>' \(id {size - 1}\)"):
         run(tmp_path, source, model)
     (model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": size}))
     assert run(tmp_path, source, model)[0][0]["documents"] == 6
@@ -248,7 +248,7 @@ def test_the_card_needs_no_torch(tmp_path):
     """In a step's process torch is never imported, which takes seconds; the data image has none."""
     source, tokenizer = sft(tmp_path / "sft"), family_tokenizer(tmp_path / "t", "smollm")
     script = (
-        "import sys\nfrom llm_finetune.components.tokens.tokenize import step, vocabulary\nvocabulary.leave_torch_out()\n"
+        "import sys\nfrom llm_finetune.components.tokens.tokenize import step, encoder\nencoder.block_torch_import()\n"
         f"step.tokenize({str(source)!r}, {str(source)!r}, {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}, "
         f"{str(tmp_path / 'p')!r}, step.Settings(max_length=64), model={str(tokenizer)!r})\n"
         "assert sys.modules['torch'] is None\n"

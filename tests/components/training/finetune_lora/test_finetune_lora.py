@@ -143,7 +143,7 @@ def test_a_torn_checkpoint_is_passed_over(inputs, tmp_path, capsys):
     facts, again = train(inputs, tmp_path / "b", **settings)
     assert facts.resumed_from_step == 10
     assert again == whole
-    assert f"{newest} is torn" in capsys.readouterr().out
+    assert f"{newest} is incomplete" in capsys.readouterr().out
 
 
 def test_checkpoints_of_another_training_are_refused_by_name(inputs, tmp_path):

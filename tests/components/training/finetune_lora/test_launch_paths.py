@@ -17,9 +17,9 @@ def world(tmp_path_factory):
 PATHS = {
     "labelled positions alone, like lengths together": {},
     "another attention": {"attention": "sdpa"},
-    "TRL's head": {"own_loss": False},
+    "TRL's head": {"labelled_only": False},
     "rows in random order": {"group_by_length": False},
-    "rows flattened": {"own_loss": False, "padding_free": True, "attention": "sdpa"},
+    "rows flattened": {"labelled_only": False, "padding_free": True, "attention": "sdpa"},
 }
 
 
@@ -37,7 +37,7 @@ def test_every_path_has_the_same_loss(world, monkeypatch, capsys):
     for name, found in losses.items():
         assert found == pytest.approx(expected, rel=1e-5), name
     shown = capsys.readouterr().out
-    assert "rows of like length together, which spares most of the padding" in shown
+    assert "rows grouped by length, which avoids most of the padding" in shown
     assert "loss on labelled positions alone" in shown
 
 
@@ -46,13 +46,15 @@ def test_every_path_has_the_same_loss(world, monkeypatch, capsys):
     [
         (False, True, "1", "loss on labelled positions alone"),
         (True, True, "1", "loss on TRL's head, because rows are flattened"),
-        (False, False, "1", "loss on TRL's head, because the head does more than project"),
-        (False, True, "2", "loss on TRL's head, because gradients of several processes are joined"),
+        (False, False, "1", "loss on TRL's head, because the head caps or scales the logits"),
+        (False, True, "2", "loss on TRL's head, because the gradients of several processes are reduced"),
     ],
 )
 def test_the_log_says_why(world, monkeypatch, packed, plain_head, processes, reason):
     monkeypatch.setenv("WORLD_SIZE", processes)
     config = AutoConfig.from_pretrained(world.inputs["model_config"])
-    plan = build.plan_device(config, packed, "float32", plain_head)
+    if not plain_head:
+        config.final_logit_softcapping = 30.0
+    plan = build.plan_device(config, packed, "float32")
     assert any(line.startswith(reason) for line in plan.reasons)
-    assert plan.own_loss == (reason == "loss on labelled positions alone")
+    assert plan.labelled_only == (reason == "loss on labelled positions alone")

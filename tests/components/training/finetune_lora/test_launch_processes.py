@@ -89,10 +89,10 @@ def test_no_process_outlives_the_card(process, tmp_path, number):
 @pytest.mark.parametrize(("asked", "gpus", "expected"), [(0, 0, 1), (3, 0, 3), (0, 4, 4), (2, 4, 2), (1, 2, 1)])
 def test_one_process_per_gpu_unless_asked(monkeypatch, asked, gpus, expected):
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: gpus)
-    assert launch.processes_of(asked) == expected
+    assert launch.resolve_processes(asked) == expected
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="processes = 4, but this machine has 2 GPUs"):
-        launch.processes_of(4)
+        launch.resolve_processes(4)

@@ -20,8 +20,8 @@ from tiny import tiny_model
 
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.training.finetune_lora import step
-from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, SharedBatches
-from llm_finetune.components.training.finetune_lora.parallel import Needs, choose, sharding_obstacle
+from llm_finetune.components.training.finetune_lora.order import EpochLengthSampler, ProcessBatchSampler
+from llm_finetune.components.training.finetune_lora.parallel import MemoryEstimates, choose_plan, sharding_obstacle
 
 ROWS = 21  # five steps of 4 rows and one of a single row, which leaves one of two processes without any
 
@@ -35,7 +35,7 @@ ROWS = 21  # five steps of 4 rows and one of a single row, which leaves one of t
 )
 def test_every_row_is_trained_once_and_every_process_has_as_many_batches(rows, processes, micro, accumulation):
     order = EpochLengthSampler(micro * accumulation * processes, [1 + row % 7 for row in range(rows)], seed=3)
-    batches = SharedBatches(order, rows, processes, micro, accumulation)
+    batches = ProcessBatchSampler(order, rows, processes, micro, accumulation)
     batches.set_epoch(1)
     dealt = list(batches)
     assert len(dealt) == len(batches) and len(dealt) % processes == 0
@@ -52,14 +52,14 @@ def test_every_row_is_trained_once_and_every_process_has_as_many_batches(rows, p
     assert taken == [sorted(whole[start : start + size]) for start in range(0, rows, size)]
 
 
-def needed(whole: float) -> Needs:
-    return Needs(whole, whole / 2, whole / 4, whole / 8)
+def needed(whole: float) -> MemoryEstimates:
+    return MemoryEstimates(whole, whole / 2, whole / 4, whole / 8)
 
 
 @pytest.mark.parametrize(
     ("asked", "processes", "free", "sharded", "checkpointing", "why"),
     [
-        ({}, 1, 0.0, False, False, "gradient checkpointing off, because there is no GPU whose memory could run out"),
+        ({}, 1, 0.0, False, False, "gradient checkpointing off, because there is no GPU memory to save"),
         (
             {},
             1,
@@ -69,26 +69,26 @@ def needed(whole: float) -> Needs:
             "off, because without it the training takes 60.0 GiB (estimated) and 80.0 are free",
         ),
         ({}, 1, 40.0, False, True, "on, because without it the training takes 60.0 GiB (estimated) and 40.0 are free"),
-        ({"gradient_checkpointing": "off"}, 1, 40.0, False, False, "gradient checkpointing off, as asked"),
-        ({"gradient_checkpointing": "on"}, 1, 80.0, False, True, "gradient checkpointing on, as asked"),
+        ({"gradient_checkpointing": "off"}, 1, 40.0, False, False, "gradient checkpointing off, as set"),
+        ({"gradient_checkpointing": "on"}, 1, 80.0, False, True, "gradient checkpointing on, as set"),
         ({}, 2, 40.0, False, True, "2 processes, each with all weights (DDP), because the model fits on each"),
         ({}, 2, 20.0, True, False, "(FSDP2), because all weights on each take 30.0 GiB and 20.0 are free"),
         ({}, 2, 10.0, True, True, "(FSDP2), because"),
-        ({"parallel": "ddp"}, 2, 10.0, False, True, "(DDP), as asked"),
-        ({"parallel": "fsdp"}, 2, 0.0, True, False, "(FSDP2), as asked"),
+        ({"parallel": "ddp"}, 2, 10.0, False, True, "(DDP), as set"),
+        ({"parallel": "fsdp"}, 2, 0.0, True, False, "(FSDP2), as set"),
         ({"parallel": "fsdp"}, 1, 80.0, False, False, "off, because"),
     ],
 )
 def test_the_fastest_layout_that_fits_is_chosen(asked, processes, free, sharded, checkpointing, why):
-    layout = choose(step.Settings(**asked), processes, "", needed(60.0), free)
-    assert (layout.sharded, layout.checkpointing) == (sharded, checkpointing)
-    assert any(why in reason for reason in layout.reasons), layout.reasons
+    plan = choose_plan(step.Settings(**asked), processes, "", needed(60.0), free)
+    assert (plan.sharded, plan.checkpointing) == (sharded, checkpointing)
+    assert any(why in reason for reason in plan.reasons), plan.reasons
 
 
 def test_what_cannot_be_divided_stays_whole():
     obstacle = sharding_obstacle(LoraConfig(use_dora=True), False)
-    layout = choose(step.Settings(), 2, obstacle, needed(60.0), 20.0)
-    assert not layout.sharded and layout.reasons[1].endswith("(DDP), because DoRA (use_dora) reads whole weights")
+    plan = choose_plan(step.Settings(), 2, obstacle, needed(60.0), 20.0)
+    assert not plan.sharded and plan.reasons[1].endswith("(DDP), because DoRA (use_dora) reads unsharded weights")
     assert "4 bit" in sharding_obstacle(LoraConfig(), True)
     assert "modules_to_save" in sharding_obstacle(LoraConfig(modules_to_save=["lm_head"]), False)
     assert "pissa" in sharding_obstacle(LoraConfig(init_lora_weights="pissa"), False)
@@ -158,7 +158,9 @@ def test_two_processes_learn_what_one_does_over_a_kill_and_whichever_way_they_sh
     """FSDP2 up to a SIGKILL, DDP from its checkpoint on: the loss curve and the adapter of one process."""
     alone = world.train("alone", batch_size=4, checkpoint_steps=2)
     killed = world.kill_when_saved("two", at=8)
-    with pytest.raises(UserError, match=r"process 1 of 2 \(0 to 1\) was killed by SIGKILL, and the others were ended"):
+    with pytest.raises(
+        UserError, match=r"process 1 of 2 \(0 to 1\) was killed by SIGKILL, and the others were terminated"
+    ):
         world.train("two", batch_size=2, processes=2, checkpoint_steps=2, parallel="fsdp")
     assert time.monotonic() - killed.at < 60
     assert len(killed.ranks) == 2 and not any(rank.is_running() for rank in killed.ranks)

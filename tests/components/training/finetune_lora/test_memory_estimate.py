@@ -10,11 +10,17 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
 from llm_finetune.components.model.apply_lora.advice import advise
-from llm_finetune.components.shared.modeling.architecture import adapter_of, shape_of
-from llm_finetune.components.shared.modeling.memory import Adapter, Plan, Shape, estimate, kept_per_token
+from llm_finetune.components.shared.modeling.architecture import add_adapter, model_shape
+from llm_finetune.components.shared.modeling.memory import (
+    AdapterShape,
+    ModelShape,
+    TrainingPlan,
+    activation_bytes_per_token,
+    estimate,
+)
 from llm_finetune.components.training.finetune_lora.device import plan_device
-from llm_finetune.components.training.finetune_lora.fused import fuse_adapters, without_input_casts
-from llm_finetune.components.training.finetune_lora.parallel import needs, plan_memory
+from llm_finetune.components.training.finetune_lora.fused import disable_input_casts, fuse_adapters
+from llm_finetune.components.training.finetune_lora.parallel import estimate_memory, memory_plan
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # The shapes of tests/bench/train_gpu.py.
@@ -28,14 +34,14 @@ LARGE = LlamaConfig(
 )  # fmt: skip
 
 
-def figures(config: LlamaConfig | Gemma2Config, lora: LoraConfig) -> tuple[Shape, Adapter]:
+def figures(config: LlamaConfig | Gemma2Config, lora: LoraConfig) -> tuple[ModelShape, AdapterShape]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return shape_of(model), adapter_of(model, lora)[0]
+    return model_shape(model), add_adapter(model, lora)[0]
 
 
 @functools.cache
-def benchmarked(name: str) -> tuple[Shape, Adapter]:
+def benchmarked(name: str) -> tuple[ModelShape, AdapterShape]:
     config = {"1.1b": SMALL, "8b": LARGE}[name]
     return figures(config, LoraConfig(r=16, target_modules=ATTENTION, task_type="CAUSAL_LM"))
 
@@ -57,14 +63,16 @@ def benchmarked(name: str) -> tuple[Shape, Adapter]:
 )
 def test_the_estimate_lies_above_the_measured_peak_and_within_15_percent(model, tokens, fused, nf4, peak_gib):
     shape, adapter = benchmarked(model)
-    estimated = estimate(shape, adapter, Plan(tokens, False, nf4, fused, shared_keys=False)).gib
+    estimated = estimate(shape, adapter, TrainingPlan(tokens, False, nf4, fused, grouped_queries=False)).gib
     assert peak_gib < estimated < 1.15 * peak_gib
 
 
 def test_with_checkpointing_too():
     """18.5 GiB: 8 B, one row of 8k tokens, the card before its adapters were fused, on the same GPU."""
     shape, adapter = benchmarked("8b")
-    assert 18.5 < estimate(shape, adapter, Plan(8_192, True, False, True, shared_keys=False)).gib < 1.15 * 18.5
+    assert (
+        18.5 < estimate(shape, adapter, TrainingPlan(8_192, True, False, True, grouped_queries=False)).gib < 1.15 * 18.5
+    )
 
 
 TINY = LlamaConfig(
@@ -113,11 +121,13 @@ def test_what_is_kept_is_what_autograd_keeps(lora, dtype):
     bytes_each = dtype.itemsize
     adapter = replace(adapter, mask_bytes=adapter.mask_bytes * bytes_each)  # a CPU keeps dropout's mask as numbers
     model = get_peft_model(LlamaForCausalLM(TINY).to(dtype), config)
-    without_input_casts(model)
+    disable_input_casts(model)
     if dtype is torch.bfloat16:
         fuse_adapters(model)
-    plan = Plan(TOKENS, False, False, fused=False, shared_keys=True, value_bytes=bytes_each)
-    assert TOKENS * kept_per_token(shape, adapter, plan) == pytest.approx(counted(model, False, bytes_each), rel=0.05)
+    plan = TrainingPlan(TOKENS, False, False, fused=False, grouped_queries=True, value_bytes=bytes_each)
+    assert TOKENS * activation_bytes_per_token(shape, adapter, plan) == pytest.approx(
+        counted(model, False, bytes_each), rel=0.05
+    )
 
 
 GEMMA = Gemma2Config(
@@ -133,17 +143,17 @@ def test_eager_attention_keeps_its_scores(config, dtype):
     shape, adapter = figures(config, lora)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
     model = get_peft_model(model, lora)
-    without_input_casts(model)
+    disable_input_casts(model)
     if dtype is torch.bfloat16:
         fuse_adapters(model)
-    plan = Plan(TOKENS, False, False, False, shared_keys=False, value_bytes=dtype.itemsize, eager=True)
+    plan = TrainingPlan(TOKENS, False, False, False, grouped_queries=False, value_bytes=dtype.itemsize, eager=True)
     kept = counted(model, False, dtype.itemsize)
-    assert TOKENS * kept_per_token(shape, adapter, plan) == pytest.approx(kept, rel=0.05)
+    assert TOKENS * activation_bytes_per_token(shape, adapter, plan) == pytest.approx(kept, rel=0.05)
     without = replace(plan, eager=False)
-    assert TOKENS * kept_per_token(shape, adapter, without) < 0.75 * kept
+    assert TOKENS * activation_bytes_per_token(shape, adapter, without) < 0.75 * kept
     # Rows that are padded keep a square each, not one square of them all.
     padded = replace(plan, tokens=4 * TOKENS, row_tokens=TOKENS)
-    assert kept_per_token(shape, adapter, padded) == kept_per_token(shape, adapter, plan)
+    assert activation_bytes_per_token(shape, adapter, padded) == activation_bytes_per_token(shape, adapter, plan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -151,23 +161,25 @@ def test_with_checkpointing_the_layers_inputs_are_kept(dtype):
     config = LoraConfig(r=8, task_type="CAUSAL_LM", target_modules=ATTENTION)
     shape, adapter = figures(TINY, config)
     model = get_peft_model(LlamaForCausalLM(TINY).to(dtype), config)
-    plan = Plan(TOKENS, True, False, fused=False, shared_keys=True, value_bytes=dtype.itemsize)
-    one_layer = kept_per_token(replace(shape, layers=1), adapter, replace(plan, checkpointing=False))
-    one_layer -= (adapter.values * dtype.itemsize) * (1 - 1 / shape.layers)  # the adapter's figures are all layers'
-    kept = TOKENS * (kept_per_token(shape, adapter, plan) - one_layer)
+    plan = TrainingPlan(TOKENS, True, False, fused=False, grouped_queries=True, value_bytes=dtype.itemsize)
+    one_layer = activation_bytes_per_token(replace(shape, layers=1), adapter, replace(plan, checkpointing=False))
+    one_layer -= (adapter.saved_values * dtype.itemsize) * (
+        1 - 1 / shape.layers
+    )  # the adapter's figures are all layers'
+    kept = TOKENS * (activation_bytes_per_token(shape, adapter, plan) - one_layer)
     assert kept == pytest.approx(counted(model, True, dtype.itemsize), rel=0.05)
 
 
 def test_weights_in_4_bit():
     shape, adapter = benchmarked("8b")
-    memory = estimate(shape, adapter, Plan(4096, True, True, False, True))
+    memory = estimate(shape, adapter, TrainingPlan(4096, True, True, False, True))
     assert memory.weights / 1e9 == pytest.approx(5.7, rel=0.02)
     assert adapter.trainable == 13_631_488
 
 
 def test_dividing_the_weights_spares_what_the_other_gpus_hold():
     shape, adapter = benchmarked("8b")
-    plan = Plan(8192, False, False, True, True, processes=4)
+    plan = TrainingPlan(8192, False, False, True, True, processes=4)
     whole, divided = estimate(shape, adapter, plan), estimate(shape, adapter, replace(plan, sharded=True))
     assert whole.weights / 2**30 == pytest.approx(15.0, rel=0.01)
     assert whole.weights / 4 < divided.weights < whole.weights / 2
@@ -176,7 +188,7 @@ def test_dividing_the_weights_spares_what_the_other_gpus_hold():
 
 def test_advice_is_the_mildest_change_that_fits():
     shape, adapter = benchmarked("8b")
-    plan = Plan(16_384, False, False, False, True)
+    plan = TrainingPlan(16_384, False, False, False, True)
     assert estimate(shape, adapter, plan).gib > 80
     assert advise(shape, adapter, plan, 40, 1024).startswith("To fit, set gradient_checkpointing to on: ")
     assert "load_in_4bit" in advise(shape, adapter, plan, 15, 1024)
@@ -186,7 +198,7 @@ def test_advice_is_the_mildest_change_that_fits():
 def test_the_training_estimates_from_the_model_s_folder(tmp_path):
     folder = tiny_model(tmp_path / "base")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="pissa")
-    device = plan_device(LlamaConfig.from_pretrained(folder), True, "float32", plain_head=True)
-    found = needs(folder, lora, plan_memory(device, 10**6, 1000, False, 2))
-    assert found.whole_checkpointed < found.whole and found.divided_checkpointed < found.divided
+    device = plan_device(LlamaConfig.from_pretrained(folder), True, "float32")
+    found = estimate_memory(folder, lora, memory_plan(device, 10**6, 1000, False, 2))
+    assert found.replicated_checkpointed < found.replicated and found.sharded_checkpointed < found.sharded
     assert lora.init_lora_weights == "pissa"

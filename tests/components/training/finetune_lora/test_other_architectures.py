@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Falcon
 
 from llm_finetune.components.serving.merge_export.streaming import empty_model
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling.attention import attention_of, mixing_obstacle
-from llm_finetune.components.shared.modeling.causal_lm import evaluating, load_base
-from llm_finetune.components.shared.modeling.losses import completion_nll, padded
+from llm_finetune.components.shared.modeling.attention import attention_implementation, packing_obstacle
+from llm_finetune.components.shared.modeling.causal_lm import evaluation_mode, load_base
+from llm_finetune.components.shared.modeling.losses import completion_nll, pad_rows
 from llm_finetune.components.training.finetune_lora import build, device
 from llm_finetune.components.training.finetune_lora.settings import Settings
 
@@ -45,9 +45,9 @@ def folders(tmp_path_factory):
 )
 def test_what_an_attention_can_do_is_known_from_the_configuration(family, attention, varlen, mixes):
     config = CONFIGURATIONS[family]
-    assert attention_of(config) == attention
-    assert (attention_of(config, "varlen"), attention_of(config, "eager")) == (varlen, "eager")
-    assert mixes in mixing_obstacle(config) and bool(mixes) == bool(mixing_obstacle(config))
+    assert attention_implementation(config) == attention
+    assert (attention_implementation(config, "varlen"), attention_implementation(config, "eager")) == (varlen, "eager")
+    assert mixes in packing_obstacle(config) and bool(mixes) == bool(packing_obstacle(config))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2", "bloom"])
@@ -59,7 +59,7 @@ def test_documents_of_a_flattened_row_see_each_other_where_it_is_said(folders, f
         ids = torch.tensor([[*range(neighbour, neighbour + 5), *range(80, 87)]])
         with torch.no_grad():
             found.append(model(input_ids=ids, use_cache=False, **options).logits[0, 5:])
-    assert torch.allclose(*found, atol=1e-6) == (not mixing_obstacle(model.config))
+    assert torch.allclose(*found, atol=1e-6) == (not packing_obstacle(model.config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,30 +68,36 @@ def test_every_card_loads_a_model_with_an_attention_that_it_has(folders, family)
     rows = documents(6, seed=1)
     plain = AutoModelForCausalLM.from_pretrained(folders[family], dtype=torch.float32, attn_implementation="eager")
     model = load_base(folders[family], torch.float32)
-    assert empty_model(folders[family], torch.float32).config._attn_implementation == attention_of(model.config)
-    with evaluating(model):
-        found = completion_nll(model, padded(rows))[0]
+    assert empty_model(folders[family], torch.float32).config._attn_implementation == attention_implementation(
+        model.config
+    )
+    with evaluation_mode(model):
+        found = completion_nll(model, pad_rows(rows))[0]
     with torch.no_grad():
-        wanted = torch.cat([completion_nll(plain, padded([row]))[0] for row in rows])
+        wanted = torch.cat([completion_nll(plain, pad_rows([row]))[0] for row in rows])
     assert torch.allclose(found, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["lfm2", "bloom"])
 def test_packed_rows_are_refused_where_documents_would_see_each_other(folders, family):
     config = AutoConfig.from_pretrained(folders[family])
-    with pytest.raises(UserError, match=rf"hold several documents each, but {family} .* Set packing = false"):
-        device.plan_device(config, True, "auto", plain_head=True)
-    assert not device.plan_device(config, False, "auto", plain_head=True).padding_free
+    with pytest.raises(UserError, match=rf"contain several documents each, but {family} .* Set packing = false"):
+        device.plan_device(config, True, "auto")
+    assert not device.plan_device(config, False, "auto").padding_free
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("own_loss", [True, False], ids=["own loss", "TRL's head"])
-def test_padded_rows_are_trained_with_the_loss_that_each_has_alone(folders, family, own_loss, tmp_path, monkeypatch):
+@pytest.mark.parametrize("labelled_only", [True, False], ids=["own loss", "TRL's head"])
+def test_padded_rows_are_trained_with_the_loss_that_each_has_alone(
+    folders, family, labelled_only, tmp_path, monkeypatch
+):
     rows = documents(7, seed=2)
     rows = datasets.Dataset.from_list([{**row, "length": len(row["input_ids"])} for row in rows])
     LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM").save_pretrained(tmp_path / "lora")
     plan_device = build.plan_device
-    monkeypatch.setattr(build, "plan_device", lambda *a, **k: replace(plan_device(*a, **k), own_loss=own_loss))
+    monkeypatch.setattr(
+        build, "plan_device", lambda *a, **k: replace(plan_device(*a, **k), labelled_only=labelled_only)
+    )
     trainer = build.build_trainer(
         folders[family], tmp_path / "lora", AutoConfig.from_pretrained(folders[family]), rows, rows,
         AutoTokenizer.from_pretrained(folders[family]), tmp_path / "out", Settings(dtype="float32"),
@@ -101,7 +107,7 @@ def test_padded_rows_are_trained_with_the_loss_that_each_has_alone(folders, fami
     plain = AutoModelForCausalLM.from_pretrained(folders[family], dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1))
-        wanted = sum(float(completion_nll(plain, padded([row]))[0]) for row in rows)
+        wanted = sum(float(completion_nll(plain, pad_rows([row]))[0]) for row in rows)
     assert float(loss) == pytest.approx(wanted, rel=1e-4)
 
 
@@ -128,15 +134,15 @@ def gpu(monkeypatch):
         ("llama", True, "varlen", True, "rows flattened without padding"),
         ("llama", False, "varlen", True, "rows flattened without padding"),
         ("gemma2", True, "eager", True, "attention eager, because the model caps its attention logits"),
-        ("gemma2", False, "eager", False, "padded rows of like length together, because eager attention"),
-        ("lfm2", False, "sdpa", False, "padded rows of like length together, because lfm2 has layers that are not"),
+        ("gemma2", False, "eager", False, "padded rows, grouped by length, because eager attention"),
+        ("lfm2", False, "sdpa", False, "padded rows, grouped by length, because lfm2 has layers that are not"),
         ("bloom", False, "eager", False, "attention eager, because bloom makes its own attention mask"),
         ("falcon", False, "sdpa", False, "attention sdpa, because falcon makes its own attention mask"),
     ],
 )
 def test_a_gpu_flattens_rows_only_where_documents_stay_apart(gpu, family, packed, attention, flattened, reason):
     gpu((9, 0))
-    plan = device.plan_device(CONFIGURATIONS[family], packed, "auto", plain_head=True)
+    plan = device.plan_device(CONFIGURATIONS[family], packed, "auto")
     assert (plan.attention, plan.padding_free, plan.group_by_length) == (attention, flattened, not flattened)
     assert any(line.startswith(reason) for line in plan.reasons), plan.reasons
 
@@ -153,9 +159,9 @@ def test_a_gpu_flattens_rows_only_where_documents_stay_apart(gpu, family, packed
 )
 def test_bfloat16_is_not_emulated_unless_asked_for(gpu, asked, capability, dtype, warned):
     gpu(capability)
-    plan = device.plan_device(CONFIGURATIONS["llama"], True, asked, plain_head=True)
+    plan = device.plan_device(CONFIGURATIONS["llama"], True, asked)
     assert (plan.base_dtype, plan.autocast) == (dtype, dtype is torch.bfloat16)
-    assert ("only emulates" in plan.reasons[0]) == warned
+    assert ("emulates" in plan.reasons[0]) == warned
 
 
 def test_damaged_weights_are_a_mistake_that_is_told(tmp_path):

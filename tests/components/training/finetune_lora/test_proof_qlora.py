@@ -11,9 +11,9 @@ from tiny import tiny_model
 from token_rows import documents, write
 from transformers import AutoConfig, AutoTokenizer
 
-from llm_finetune.components.shared.modeling.architecture import adapter_of, empty_model
+from llm_finetune.components.shared.modeling.architecture import add_adapter, empty_model
 from llm_finetune.components.shared.modeling.causal_lm import load_base
-from llm_finetune.components.shared.modeling.memory import Plan, trained_bytes
+from llm_finetune.components.shared.modeling.memory import TrainingPlan, adapter_bytes
 from llm_finetune.components.training.finetune_lora import step
 from llm_finetune.components.training.finetune_lora.build import build_trainer
 
@@ -74,8 +74,8 @@ def test_what_is_trained_takes_the_memory_that_is_estimated(base, tmp_path, load
         state for parameter in trained for state in trainer.optimizer.state[parameter].values() if state.numel() > 1
     ]
     found = sum(tensor.nbytes for tensor in [*trained, *trained, *moments])  # a gradient has its weight's type
-    adapter, _ = adapter_of(empty_model(base), LoraConfig.from_pretrained(tmp_path / "lora"))
-    assert found == trained_bytes(adapter, Plan(1, False, load_in_4bit, False, False, value_bytes=4))
+    adapter, _ = add_adapter(empty_model(base), LoraConfig.from_pretrained(tmp_path / "lora"))
+    assert found == adapter_bytes(adapter, TrainingPlan(1, False, load_in_4bit, False, False, value_bytes=4))
 
 
 def test_an_evaluation_leaves_the_quantised_weights_as_they_are(base, tmp_path):

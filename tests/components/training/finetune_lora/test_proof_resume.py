@@ -46,16 +46,20 @@ def train(inputs: dict[str, Path], out: Path, fingerprint: dict[str, str] | None
         }
     )
     step.finetune_lora(
-        **inputs, ft_result=out / "ft", loss_curve=out / "c.html", settings=chosen, fingerprint=fingerprint
+        **inputs, ft_result=out / "ft", loss_curve=out / "c.html", settings=chosen, input_hashes=fingerprint
     )
     return (out / "ft" / "adapter_model.safetensors").read_bytes()
 
 
 def test_a_training_that_dies_at_every_step_ends_with_the_same_bytes(inputs, tmp_path, monkeypatch):
-    """Steps 1 to 6: dead after the step, while its checkpoint is sealed, before it is published, and after."""
+    """Steps 1 to 6: dead after the step, while its manifest is written, before it is published, and after."""
     whole = train(inputs, tmp_path / "whole")
-    originals = {"seal": checkpoints.seal, "publish": checkpoints.publish, "step": ProgressCallback.on_step_end}
-    deaths = iter([("step", 1), ("seal", 1), ("publish", 2), ("after", 3), ("step", 5), ("seal", 6)])
+    originals = {
+        "manifest": checkpoints.write_manifest,
+        "publish": checkpoints.publish,
+        "step": ProgressCallback.on_step_end,
+    }
+    deaths = iter([("step", 1), ("manifest", 1), ("publish", 2), ("after", 3), ("step", 5), ("manifest", 6)])
     plan: dict[str, tuple[str, int]] = {}
 
     def dying(where: str, number: int) -> None:
@@ -66,9 +70,9 @@ def test_a_training_that_dies_at_every_step_ends_with_the_same_bytes(inputs, tmp
         dying("step", state.global_step)
         return originals["step"](self, args, state, control, **others)
 
-    def seal(folder: Path) -> None:
-        dying("seal", int(folder.name.split("-")[1]))
-        originals["seal"](folder)
+    def write_manifest(folder: Path) -> None:
+        dying("manifest", int(folder.name.split("-")[1]))
+        originals["manifest"](folder)
 
     def publish(staged: Path, folder: Path) -> Path:
         number = int(staged.name.split("-")[1])
@@ -78,7 +82,7 @@ def test_a_training_that_dies_at_every_step_ends_with_the_same_bytes(inputs, tmp
         return final
 
     monkeypatch.setattr(ProgressCallback, "on_step_end", on_step_end)
-    monkeypatch.setattr(checkpoints, "seal", seal)
+    monkeypatch.setattr(checkpoints, "write_manifest", write_manifest)
     monkeypatch.setattr(checkpoints, "publish", publish)
     folder = {"checkpoint_folder": str(tmp_path / "c")}
     for death in deaths:
@@ -103,7 +107,7 @@ def test_checkpoints_of_other_data_model_or_settings_are_refused_by_name(inputs,
     folder = tmp_path / "c"
     hashes = dict.fromkeys(("train_tokens", "model_config", "lora_config"), "sha256:one")
     chosen = step.Settings(checkpoint_folder=str(folder), batch_size=4)
-    checkpoints.claim(folder, {})  # an empty folder is anybody's
+    checkpoints.claim_folder(folder, {})  # an empty folder is anybody's
     shutil.rmtree(folder)
     with pytest.raises(Killed):
         _claim_only(inputs, chosen, hashes)
@@ -118,7 +122,7 @@ def _claim_only(inputs, settings, hashes) -> None:
     """Runs the step up to the point where it has claimed its checkpoint folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "train", _killed)
-        step.finetune_lora(**inputs, ft_result="-", loss_curve="-", settings=settings, fingerprint=hashes)
+        step.finetune_lora(**inputs, ft_result="-", loss_curve="-", settings=settings, input_hashes=hashes)
 
 
 def _killed(job: object) -> None:

@@ -73,11 +73,11 @@ def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
     assert parts(store, 2) == {"fingerprint.json", "checkpoint-2", "checkpoint-3"}
 
     store.put(f"{sent}/checkpoint-3/optimizer.pt", b"cut")
-    store.put(f"{sent}/checkpoint-4/adapter_model.safetensors", b"without a seal")
+    store.put(f"{sent}/checkpoint-4/adapter_model.safetensors", b"without a manifest")
     assert train(inputs, tmp_path / "again", checkpoint_root=place) == whole
     told = capsys.readouterr().out
-    assert "checkpoint-3 is torn (a file has another size)" in told
-    assert "checkpoint-4 is torn (the process was stopped while it was sent)" in told
+    assert "checkpoint-3 is incomplete (a file has another size)" in told
+    assert "checkpoint-4 is incomplete (the process stopped during the upload)" in told
     assert f"resuming from {remote.local_folder(store.url(sent))}/checkpoint-2" in told
     assert parts(store, 2) == {"fingerprint.json", "checkpoint-3", "checkpoint-4"}
     assert not remote.local_folder(store.url(sent)).exists()
@@ -87,11 +87,13 @@ def test_a_new_pod_goes_on_from_the_newest_whole_checkpoint(
 
 
 def test_checkpoints_of_others_in_a_store_stay(store: Store, inputs: dict[str, Path], tmp_path: Path) -> None:
-    """Those that another program wrote have no seal, as torn ones of ours have none."""
+    """Checkpoints of another program have no manifest, and neither have incomplete ones of ours."""
     theirs = {f"theirs/checkpoint-{step}/model.safetensors" for step in (500, 1000)}
     for key in theirs:
         store.put(key, b"theirs")
-    with pytest.raises(UserError, match=r"theirs holds checkpoint-1000, checkpoint-500, which are not of this suite"):
+    with pytest.raises(
+        UserError, match=r"theirs contains checkpoint-1000, checkpoint-500, which this suite did not write"
+    ):
         train(inputs, tmp_path, checkpoint_folder=store.url("theirs"))
     assert {key for key in store.keys() if key.startswith("theirs/")} == theirs  # noqa: SIM118 - a method of ours
 
@@ -100,7 +102,7 @@ def test_checkpoints_of_others_in_a_folder_stay(inputs: dict[str, Path], tmp_pat
     theirs = tmp_path / "theirs" / "checkpoint-500" / "model.safetensors"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"theirs")
-    with pytest.raises(UserError, match=r"theirs holds checkpoint-500, which are not of this suite"):
+    with pytest.raises(UserError, match=r"theirs contains checkpoint-500, which this suite did not write"):
         train(inputs, tmp_path, checkpoint_folder=str(tmp_path / "theirs"))
     assert theirs.read_bytes() == b"theirs"
 
@@ -109,7 +111,7 @@ def test_a_store_that_refuses_is_named_before_the_training(inputs: dict[str, Pat
     with pytest.raises(UserError, match=r"checkpoint_folder = 'nowhere://x': Protocol not known"):
         train(inputs, tmp_path, checkpoint_folder="nowhere://x")
     with pytest.raises(UserError, match=r"can't be written: .* or keep the checkpoints on a volume"):
-        remote.RemoteCheckpoints("file:///proc/none").fetch(tmp_path)
+        remote.RemoteCheckpoints("file:///proc/none").download(tmp_path)
 
 
 def test_a_store_that_is_out_of_reach_does_not_end_the_training(
@@ -124,17 +126,17 @@ def test_a_store_that_is_out_of_reach_does_not_end_the_training(
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT_SECONDS", 1.0)
     with (
-        checkpoints.held(tmp_path / "c"),
+        checkpoints.lock_folder(tmp_path / "c"),
         pytest.raises(UserError, match="another training is writing its checkpoints"),
-        checkpoints.held(tmp_path / "c"),
+        checkpoints.lock_folder(tmp_path / "c"),
     ):
         pass
-    with checkpoints.held(tmp_path / "c"):
+    with checkpoints.lock_folder(tmp_path / "c"):
         pass
     with (
         pytest.raises(UserError, match="the checkpoint folder /proc/none cannot be written to"),
-        checkpoints.held(Path("/proc/none")),
+        checkpoints.lock_folder(Path("/proc/none")),
     ):
         pass

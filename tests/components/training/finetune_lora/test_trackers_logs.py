@@ -26,8 +26,8 @@ def test_trackers_are_used_when_asked_for_and_reachable(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert trackers.trackers("") == []
-    assert trackers.trackers(" wandb, mlflow,wandb ") == ["wandb", "mlflow"]
+    assert trackers.validate_trackers("") == []
+    assert trackers.validate_trackers(" wandb, mlflow,wandb ") == ["wandb", "mlflow"]
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_a_tracker_that_cannot_be_reached_is_refused(monkeypatch, asked, install
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        trackers.trackers(asked)
+        trackers.validate_trackers(asked)

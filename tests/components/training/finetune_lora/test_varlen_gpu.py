@@ -6,12 +6,12 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
-from llm_finetune.components.shared.modeling.losses import completion_nll, padded
+from llm_finetune.components.shared.modeling.losses import completion_nll, pad_rows
 from llm_finetune.components.training.finetune_lora.fused import (
+    disable_input_casts,
     fuse_adapters,
     fuse_layers,
     fused_layers_obstacle,
-    without_input_casts,
 )
 from llm_finetune.components.training.finetune_lora.varlen import register_varlen, varlen_obstacle
 
@@ -58,7 +58,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 def losses(model, rows, attention: str) -> torch.Tensor:
     """Summed loss of each document: of one flattened row, or of a padded batch."""
     if attention != "varlen":
-        return completion_nll(model, padded(rows, "cuda"))[0]
+        return completion_nll(model, pad_rows(rows, "cuda"))[0]
     batch = flat(rows)
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits[0]
     nll = torch.nn.functional.cross_entropy(
@@ -107,7 +107,7 @@ def test_each_document_has_the_loss_and_gradient_that_it_has_alone(folder, fused
 def test_gradients_are_the_same_bits_without_the_adapters_input_casts(folder):
     register_varlen()
     plain, spared = (build(folder, "varlen", torch.bfloat16) for _ in range(2))
-    without_input_casts(spared)
+    disable_input_casts(spared)
     assert torch.equal(gradients(plain, documents(), "varlen"), gradients(spared, documents(), "varlen"))
 
 

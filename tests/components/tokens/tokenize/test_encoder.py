@@ -8,27 +8,27 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers_by_family import FAMILIES, family_tokenizer
 
-from llm_finetune.components.tokens.tokenize.vocabulary import Vocabulary, load_vocabulary
+from llm_finetune.components.tokens.tokenize.encoder import Encoder, load_encoder
 
 
 @pytest.fixture(scope="module")
-def vocabularies(tmp_path_factory) -> dict[str, Vocabulary]:
+def vocabularies(tmp_path_factory) -> dict[str, Encoder]:
     folder = tmp_path_factory.mktemp("tokenizers")
-    return {name: load_vocabulary(str(family_tokenizer(folder / name, name)), "{{ messages }}") for name in FAMILIES}
+    return {name: load_encoder(str(family_tokenizer(folder / name, name)), "{{ messages }}") for name in FAMILIES}
 
 
-def ids_of(vocabulary: Vocabulary, prompt: str, completion: str) -> list[int]:
-    prompts = vocabulary.encode([prompt])
-    return prompts[0].ids + vocabulary.completion_ids(vocabulary.encode_behind([completion], prompts)[0])
+def ids_of(encoder: Encoder, prompt: str, completion: str) -> list[int]:
+    prompts = encoder.encode([prompt])
+    return prompts[0].ids + encoder.completion_ids(encoder.encode_completions([completion], prompts)[0])
 
 
 @settings(max_examples=25, deadline=None)
 @given(prompt=st.text(max_size=9), between=st.sampled_from(["\n", "\n\n", " ", ":"]), completion=st.text(max_size=9))
 def test_nothing_is_lost_or_added_between_prompt_and_completion(vocabularies, prompt, between, completion):
     text = f"Prompt {prompt}{between}"
-    for vocabulary in vocabularies.values():
-        tokenizer = vocabulary.tokenizer
-        decoded = tokenizer.decode(ids_of(vocabulary, text, completion), skip_special_tokens=False)
+    for encoder in vocabularies.values():
+        tokenizer = encoder.tokenizer
+        decoded = tokenizer.decode(ids_of(encoder, text, completion), skip_special_tokens=False)
         assert decoded == text + completion + tokenizer.eos_token
 
 
@@ -36,10 +36,10 @@ def test_nothing_is_lost_or_added_between_prompt_and_completion(vocabularies, pr
 @pytest.mark.parametrize("prompt", ["Question\n", "Question{end}", "Question{end}\n", ""])
 @pytest.mark.parametrize("completion", ["?es", " Yes", "0"])
 def test_a_completion_begins_as_it_does_behind_its_prompt(vocabularies, family, prompt, completion):
-    vocabulary = vocabularies[family]
-    prompt = prompt.format(end=vocabulary.tokenizer.eos_token)
-    whole = vocabulary.encode([prompt + completion])[0].ids
-    assert ids_of(vocabulary, prompt, completion) == [*whole, vocabulary.tokenizer.eos_token_id]
+    encoder = vocabularies[family]
+    prompt = prompt.format(end=encoder.tokenizer.eos_token)
+    whole = encoder.encode([prompt + completion])[0].ids
+    assert ids_of(encoder, prompt, completion) == [*whole, encoder.tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_only_tokenizers_with_word_boundaries_of_their_own_need_an_anchor(vocabu
 def test_a_chat_template_without_a_beginning_token_gets_one_where_the_tokenizer_adds_it(tmp_path):
     folder = family_tokenizer(tmp_path / "tinyllama", "tinyllama")
     own = (folder / "chat_template.jinja").read_text()
-    assert load_vocabulary(str(folder), None).tokenizer.chat_template == "{{ bos_token }}" + own
+    assert load_encoder(str(folder), None).tokenizer.chat_template == "{{ bos_token }}" + own
     folder = family_tokenizer(tmp_path / "llama", "llama")
-    assert load_vocabulary(str(folder), None).tokenizer.chat_template == (folder / "chat_template.jinja").read_text()
+    assert load_encoder(str(folder), None).tokenizer.chat_template == (folder / "chat_template.jinja").read_text()
 
 
 @pytest.mark.parametrize("family", ["qwen", "tinyllama"])
@@ -64,11 +64,11 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_left_out(tmp_path, famil
     backend.enable_truncation(4)
     backend.enable_padding(length=64)
     backend.save(str(folder / "tokenizer.json"))
-    vocabulary = load_vocabulary(str(folder), "{{ messages }}")
+    encoder = load_encoder(str(folder), "{{ messages }}")
     text = "one two three four five six"
     for with_offsets in (False, True):
-        ids = vocabulary.encode([text], with_offsets)[0].ids
-        assert vocabulary.tokenizer.decode(ids, skip_special_tokens=False).strip() == text
-    vocabulary.tokenizer.save_pretrained(tmp_path / "again")
+        ids = encoder.encode([text], with_offsets)[0].ids
+        assert encoder.tokenizer.decode(ids, skip_special_tokens=False).strip() == text
+    encoder.tokenizer.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
     assert saved["truncation"] is None and saved["padding"] is None
