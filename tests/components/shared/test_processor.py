@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from llm_finetune.components.serving.vllm_serve import commands, model_folder
+from llm_finetune.components.serving.vllm_serve.local import commands, model_folder
 from llm_finetune.components.shared import processor
-from llm_finetune.components.shared.device import fast_dtype
+from llm_finetune.components.shared.modeling.device import fast_dtype
 
 OLD, NEW = "flags\t\t: fpu avx2 avx512f avx512_vnni\n", "flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 amx_tile\n"
 
@@ -34,6 +34,6 @@ def test_training_evaluation_and_server_choose_alike(tmp_path, monkeypatch, flag
     assert fast_dtype() == getattr(torch, dtype)
     for name in ("model.safetensors", "tokenizer.json", "chat_template.jinja"):
         (tmp_path / name).write_text("x")
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 512, "dtype": "bfloat16"}))
     launch = commands.vllm(model_folder.read(tmp_path), "m", 0, tmp_path, 256, 0, "auto")
     assert launch.dtype == dtype and f"--dtype={dtype}" in launch.command
