@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llm_finetune.components.serving.merge_export import licences
-from llm_finetune.components.shared.summary import cell
+from llm_finetune.components.shared.markdown import cell
 
 TEMPLATE = "model_card.md.jinja"
 LINEAGE = ("package_version", "inputs", "origin", "seed", "content_hash", "adapter_content_hash")
