@@ -1,6 +1,6 @@
 """Loss of completions: summed over their tokens, never averaged twice."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def _before_head(
     return lambda chosen: chosen, logits[counted], targets[counted], rows
 
 
-def padded(rows: Sequence[dict[str, Any]], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[Mapping[str, Any]], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Pads token rows on the right into one batch; padding is masked by position, whatever its id.
 
     Args:
