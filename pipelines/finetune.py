@@ -95,8 +95,8 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             learning_rate: Peak learning rate.
             seed: Seed of split, packing, training and evaluation.
             gate_rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99,
-                task.mmlu.drop <= 2*stderr'. All must hold; empty sets no rule. What Evaluate was asked for and could
-                not measure closes the gate in any case.
+                task.mmlu.drop <= 2*stderr'. All must hold; empty for no rules. A requested measurement that failed
+                closes the gate in any case.
             deployment_name: Name of the deployment, and the model name in requests.
             serve_target: kserve (InferenceService on this cluster), local (server process on this machine) or manifest
                 (YAML for a GitOps repository, without a deployment).

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
+from llm_finetune.components.shared.markdown import Markdown, code, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -113,15 +114,14 @@ def parameter_table(spec: dict[str, Any]) -> str:
     """
     kinds = {"STRING": "text", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "yes/no",
              "STRUCT": "mapping", "LIST": "list"}  # fmt: skip
-    rows = ["| parameter | kind | default | what it is |", "|---|---|---|---|"]
+    rows = []
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     for name in (*PARAMETERS, "recipe"):  # the order in which people think of them; KFP's own is alphabetical
         parameter = parameters[name]
         default = parameter.get("defaultValue", "")
         if parameter["parameterType"] == "NUMBER_INTEGER":
             default = int(default)
-        shown = f"`{default}`".replace("\n", "\\n") if default not in ("", {}) else "empty"
-        rows.append(
-            f"| `{name}` | {kinds[parameter['parameterType']]} | {shown} | {parameter.get('description', '')} |"
-        )
-    return "\n".join(rows)
+        shown = code(str(default).replace("\n", "\\n")) if default not in ("", {}) else "empty"
+        description = Markdown(parameter.get("description", ""))
+        rows.append((code(name), kinds[parameter["parameterType"]], shown, description))
+    return "\n".join(table(("parameter", "kind", "default", "what it is"), rows))

@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS, SETTINGS, describe_parameter
 from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.markdown import Markdown, code, table
 from llm_finetune.components.shared.settings import FieldSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,20 +56,19 @@ def reference() -> str:
     parts = [INTRODUCTION]
     for section, model in SECTIONS.items():
         rows = [_row(section, name, field) for name, field in model.model_fields.items()]
-        head = ["| setting | values | default | meaning | parameter |", "|---|---|---|---|---|"]
-        parts.append("\n".join([f"## {section}", "", *head, *rows, ""]))
+        head = ("setting", "values", "default", "meaning", "parameter")
+        parts.append("\n".join([f"## {section}", "", *table(head, rows), ""]))
     return "\n".join(parts)
 
 
-def _row(section: str, name: str, field: FieldInfo) -> str:
+def _row(section: str, name: str, field: FieldInfo) -> tuple[str, ...]:
     parameter = parameter_of(section, name)
     default = field.get_default(call_default_factory=True)
     if isinstance(default, list):
         default = [item.model_dump(exclude_defaults=True) if isinstance(item, BaseModel) else item for item in default]
-    shown = f"`{json.dumps(default, ensure_ascii=False)}`" if default not in ("", [], {}) else "empty"
-    values = _values(field)
-    cells = (f"`{name}`", values, shown, field.description or "", f"`{parameter}`" if parameter else "")
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    shown = code(json.dumps(default, ensure_ascii=False)) if default not in ("", [], {}) else "empty"
+    meaning = Markdown(field.description or "")
+    return code(name), Markdown(_values(field)), shown, meaning, code(parameter) if parameter else ""
 
 
 def _values(field: FieldInfo) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.markdown import table
 
 
 def write_summary(path: str | Path, title: str, facts: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
@@ -16,25 +17,10 @@ def write_summary(path: str | Path, title: str, facts: Mapping[str, Any], notes:
         facts: Values by name, in order.
         notes: Sentences that say what the facts rest on or what to beware of; shown as a list.
     """
-    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in facts.items()]
-    text = [f"# {title}", "", "| | |", "|:--|:--|", *rows]
+    text = [f"# {title}", "", *table(("", ""), facts.items())]
     if notes:
         text += ["", *(f"- {note}" for note in notes)]
     write_text(path, "\n".join(text) + "\n")
-
-
-def cell(value: Any) -> str:
-    """Returns a value as the text of a Markdown table's cell, so that nothing in it is taken for markup."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = " ".join(str(value).split())
-    for character in "\\|<>*_`[]":
-        text = text.replace(character, "\\" + character)
-    return text
 
 
 def gigabytes(size: float) -> str:

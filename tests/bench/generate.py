@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from llm_finetune.components.evaluation.evaluate import candidates, engine, models
+from llm_finetune.components.evaluation.evaluate import engine, models
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
-from llm_finetune.components.evaluation.evaluate.generation import Answer, Assignment, Decoding, generate
+from llm_finetune.components.evaluation.evaluate.findings import Findings
+from llm_finetune.components.evaluation.evaluate.generation import Answer, Decoding, GenerationRequest, generate
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.modeling.device import fast_dtype
@@ -50,7 +51,7 @@ def prompts(count: int, vocabulary: int) -> list[Prompt]:
 def timed(model: Any, tokenizer: Any, asked: list[Prompt], tokens: int, budget: int) -> tuple[float, list[Answer]]:
     """Returns prompts per second and the answers."""
     # -1 is no token: every answer has all its tokens, and both ways do the same work.
-    decoding = Decoding(max_new_tokens=tokens, ends=[-1])
+    decoding = Decoding(max_new_tokens=tokens, stop_token_ids=[-1])
     begun = time.perf_counter()
     answers = generate(model, tokenizer, asked, decoding, TokenBudget(budget), "bench")
     return len(asked) / (time.perf_counter() - begun), answers
@@ -58,9 +59,9 @@ def timed(model: Any, tokenizer: Any, asked: list[Prompt], tokens: int, budget: 
 
 def timed_vllm(base: Path, adapter: Path, asked: list[Prompt], tokens: int) -> float:
     """Returns prompts per second of vLLM as Evaluate starts it, from before its start until after its end."""
-    assigned = {"tuned": Assignment(asked, Decoding(max_new_tokens=tokens, ends=[]), tuned=True)}
+    requests = {"tuned": GenerationRequest(asked, Decoding(max_new_tokens=tokens, stop_token_ids=[]), tuned=True)}
     begun = time.perf_counter()
-    engine.answers_of_vllm(models.describe(base, adapter, load_in_4bit=False), assigned, "vllm", candidates.Findings())
+    engine.generate_with_vllm(models.describe(base, adapter, load_in_4bit=False), requests, "vllm", Findings())
     return len(asked) / (time.perf_counter() - begun)
 
 

@@ -1,4 +1,4 @@
-"""The tuned model: an adapter on its base, and that base as it is without the adapter."""
+"""The tuned model as an adapter on its base, and the base model with its original weights."""
 
 import json
 from collections.abc import Iterator
@@ -16,11 +16,13 @@ from llm_finetune.components.shared.modeling.adapters import changes_base
 from llm_finetune.components.shared.modeling.losses import unwrap_peft
 
 
-def with_adapter(base: Any, ft_result: str | Path) -> Any:
-    """Puts an adapter on its base; both then answer as the adapter is served, with none of the base's penalties.
+def load_adapter(base: Any, ft_result: str | Path) -> Any:
+    """Loads an adapter onto its base.
+
+    Base and tuned model then generate with the adapter's generation config, without penalties of the base's own one.
 
     Args:
-        base: The base model; it is changed.
+        base: The base model; modified in place.
         ft_result: Folder of the adapter.
 
     Returns:
@@ -29,12 +31,12 @@ def with_adapter(base: Any, ft_result: str | Path) -> Any:
     Raises:
         UserError: If the adapter is damaged or does not fit.
     """
-    weights = _copy(base) if _changes_base(Path(ft_result)) else {}
+    weights = _copy_weights(base) if _changes_base(Path(ft_result)) else {}
     try:
         model: Any = PeftModel.from_pretrained(base, str(ft_result))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the adapter in {ft_result} does not fit the base model: {str(error).strip()}") from error
-    for name, parameter in _own_parameters(model):
+    for name, parameter in _base_parameters(model):
         if name in weights and torch.equal(weights[name], parameter.data.cpu()):
             del weights[name]
     model.base_weights = weights
@@ -42,42 +44,42 @@ def with_adapter(base: Any, ft_result: str | Path) -> Any:
     return model
 
 
-def adapted(model: Any, tuned: bool) -> AbstractContextManager[None]:
-    """Runs a PEFT model with its adapter, or as the base model without it."""
-    return nullcontext() if tuned else _as_base(model)
+def use_adapter(model: Any, enabled: bool) -> AbstractContextManager[None]:
+    """Runs a PEFT model with its adapter enabled, or as the original base model."""
+    return nullcontext() if enabled else _as_base(model)
 
 
 @contextmanager
 def _as_base(model: Any) -> Iterator[None]:
     with model.disable_adapter():
-        _exchange(model)
+        _swap_weights(model)
         try:
             yield
         finally:
-            _exchange(model)
+            _swap_weights(model)
 
 
-def _exchange(model: Any) -> None:
-    """Puts the weights that were changed for the adapter in the place of those that it needs, or back."""
+def _swap_weights(model: Any) -> None:
+    """Exchanges the weights that PEFT changed for the adapter with their original values, or back."""
     weights = model.base_weights
-    for name, parameter in _own_parameters(model) if weights else ():
+    for name, parameter in _base_parameters(model) if weights else ():
         if name in weights:
             other, weights[name] = weights[name], parameter.data.cpu()
             parameter.data = other.to(parameter.device)
 
 
 def _changes_base(ft_result: Path) -> bool:
-    """Tells whether PEFT takes the adapter's initial values out of the base's weights."""
+    """Returns whether PEFT subtracts the adapter's initial values from the base's weights."""
     config = json.loads((ft_result / "adapter_config.json").read_text(encoding="utf-8"))
     return changes_base(config)
 
 
-def _copy(base: Any) -> dict[str, torch.Tensor]:
-    """Returns the weights outside the GPU's memory, which has no room for them twice."""
+def _copy_weights(base: Any) -> dict[str, torch.Tensor]:
+    """Copies the weights to the CPU, because GPU memory may not hold them twice."""
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in base.named_parameters()}
 
 
-def _own_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Returns the parameters by the names that they have without an adapter."""
+def _base_parameters(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yields the parameters under their names in the base model."""
     for name, parameter in unwrap_peft(model).named_parameters():
         yield name.replace(".base_layer.", "."), parameter

@@ -1,4 +1,4 @@
-"""Batches bounded in tokens that become smaller when memory runs out."""
+"""Batches with a token budget that is halved when memory runs out."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,64 +10,68 @@ from llm_finetune.components.shared.modeling.losses import length_grouped_batche
 
 
 class TokenBudget:
-    """Most tokens in a batch; halved, for the rest of the card, whenever a batch did not fit into memory.
+    """Maximum number of tokens in a batch; a batch that runs out of memory halves it for the rest of the card.
 
     Attributes:
-        tokens: Most tokens in a batch now, padding included.
-        notes: What was done about memory, for the log and the report.
+        tokens: Current maximum, padding included.
+        notes: One note per reduction, for the report.
     """
 
     def __init__(self, tokens: int) -> None:
-        """Starts with a budget in tokens."""
+        """Sets the initial maximum.
+
+        Args:
+            tokens: Maximum number of tokens in a batch, padding included.
+        """
         self.tokens = tokens
         self.notes: list[str] = []
 
-    def run(self, what: str, lengths: Sequence[int], work: Callable[[list[int]], None]) -> None:
-        """Does work in batches of like length.
+    def run(self, label: str, lengths: Sequence[int], process_batch: Callable[[list[int]], None]) -> None:
+        """Processes items in batches of similar length.
 
         Args:
-            what: What is done, for messages, such as `loss`.
-            lengths: Tokens that each item takes.
-            work: Called with the indices of a batch's items; called again, in smaller batches, with the items of a
-                batch that ran out of memory.
+            label: Name of the work for messages, such as `loss`.
+            lengths: Tokens per item.
+            process_batch: Called with the indices of a batch's items. If it runs out of memory, it is called again with
+                the same items in smaller batches.
 
         Raises:
             UserError: If a single item does not fit into memory.
         """
-        waiting = deque(length_grouped_batches(lengths, self.tokens))
-        while waiting:
-            batch = waiting.popleft()
-            if _fits(work, batch):
+        pending = deque(length_grouped_batches(lengths, self.tokens))
+        while pending:
+            batch = pending.popleft()
+            if _fits(process_batch, batch):
                 continue
             if len(batch) == 1:
                 raise UserError(
-                    f"{what}: out of memory with a single row of {lengths[batch[0]]} tokens. Lower max_length or "
+                    f"{label}: out of memory with a single row of {lengths[batch[0]]} tokens. Lower max_length or "
                     "max_new_tokens, load the base in 4 bit, or give the step more memory"
                 )
-            self._shrink(what, lengths[batch[0]] * len(batch))
-            left = [*batch, *(index for later in waiting for index in later)]
-            waiting = deque(
-                [left[i] for i in group]
-                for group in length_grouped_batches([lengths[index] for index in left], self.tokens)
+            self._halve(label, lengths[batch[0]] * len(batch))
+            remaining = [*batch, *(index for later in pending for index in later)]
+            pending = deque(
+                [remaining[i] for i in group]
+                for group in length_grouped_batches([lengths[index] for index in remaining], self.tokens)
             )
 
-    def _shrink(self, what: str, failed: int) -> None:
+    def _halve(self, label: str, failed: int) -> None:
         self.tokens = max(failed // 2, 1)
-        note = f"{what}: out of memory with {failed} tokens in a batch, going on with {self.tokens}"
+        note = f"{label}: out of memory with {failed} tokens in a batch, continuing with {self.tokens}"
         self.notes.append(note)
         print(f"warning: {note}", flush=True)
         clear_device_cache(garbage_collection=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an exception means that memory ran out, on a device or on the host."""
+    """Returns whether an exception means that a device or the host ran out of memory."""
     return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
-def _fits(work: Callable[[list[int]], None], batch: list[int]) -> bool:
-    # Returning ends the exception's life, and with its traceback that of the tensors that filled the memory.
+def _fits(process_batch: Callable[[list[int]], None], batch: list[int]) -> bool:
+    # On return the exception is freed, and with its traceback the tensors that filled the memory.
     try:
-        work(batch)
+        process_batch(batch)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

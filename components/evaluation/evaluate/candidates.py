@@ -1,181 +1,168 @@
-"""Who answers the held-out prompts, and how: base, base with examples, tuned, sampled, served."""
+"""Candidates of the comparison: base, base with examples, tuned, sampled and served model; their answers and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.evaluation.evaluate.adapter import adapted
+from llm_finetune.components.evaluation.evaluate.adapter import use_adapter
+from llm_finetune.components.evaluation.evaluate.answers import AnswerSet
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
-from llm_finetune.components.evaluation.evaluate.endpoint import Endpoint, EndpointError, served_answers
-from llm_finetune.components.evaluation.evaluate.examples import Answers
+from llm_finetune.components.evaluation.evaluate.endpoint import Endpoint, EndpointError, query_served_model
+from llm_finetune.components.evaluation.evaluate.findings import Findings
 from llm_finetune.components.evaluation.evaluate.generation import (
     Answer,
-    Assignment,
     Decoding,
+    GenerationRequest,
     generate,
-    with_examples,
+    prepend_examples,
 )
-from llm_finetune.components.evaluation.evaluate.judge import judge, pairs_of
+from llm_finetune.components.evaluation.evaluate.judge import judge_pairs, make_pairs
 from llm_finetune.components.evaluation.evaluate.models import Models
-from llm_finetune.components.evaluation.evaluate.rows import Prompt, examples
+from llm_finetune.components.evaluation.evaluate.rows import Prompt, sample_examples
 from llm_finetune.components.evaluation.evaluate.scores import Scorer
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.evaluation.metrics import CONTENDERS
+from llm_finetune.components.evaluation.metrics import CANDIDATES
 
 
-@dataclass
-class Findings:
-    """What people should know beside the figures.
-
-    Attributes:
-        notes: What was done otherwise than asked for, without harm.
-        problems: What was asked for and could not be measured; any of them closes the gate.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def problem(self, text: str) -> None:
-        """Records a problem and prints it."""
-        self.problems.append(text)
-        print(f"warning: {text}", flush=True)
-
-    def note(self, text: str) -> None:
-        """Records a note and prints it."""
-        self.notes.append(text)
-        print(f"note: {text}", flush=True)
-
-
-def servers(settings: Settings) -> dict[str, Endpoint]:
-    """Describes the servers that the settings name; nothing is sent yet.
+def create_endpoints(settings: Settings) -> dict[str, Endpoint]:
+    """Creates the clients of the configured servers; no request is sent.
 
     Args:
-        settings: The card's settings.
+        settings: Settings of the card.
 
     Returns:
-        `served` and `judge`, where they are asked for.
+        `served` and `judge`, if configured.
 
     Raises:
-        UserError: If the client is not installed.
+        UserError: If the OpenAI client is not installed.
     """
-    wanted = {
+    configured = {
         "served": (settings.endpoint, settings.endpoint_model, "ENDPOINT_API_KEY"),
         "judge": (settings.judge_endpoint, settings.judge_model, "JUDGE_API_KEY"),
     }
     return {
-        name: Endpoint(address, model, key, settings.request_timeout, settings.concurrent_requests)
-        for name, (address, model, key) in wanted.items()
-        if address
+        name: Endpoint(url, model, key, settings.request_timeout, settings.concurrent_requests)
+        for name, (url, model, key) in configured.items()
+        if url
     }
 
 
-def assignments(
+def generation_requests(
     models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
-) -> dict[str, Assignment]:
-    """Decides who answers the prompts, and how.
+) -> dict[str, GenerationRequest]:
+    """Determines which candidates generate answers, with which prompts and decoding.
 
     Args:
         models: Base and tuned model.
-        prompts: What to answer.
-        train_tokens: Training rows for the base model's examples; None leaves that rival out.
-        settings: The card's settings.
-        findings: Takes notes.
+        prompts: Validation prompts.
+        train_tokens: Training rows that few-shot examples are sampled from; None for no few-shot candidate.
+        settings: Settings of the card.
+        findings: Receives notes.
 
     Returns:
-        What each contender is to answer, in the order of `CONTENDERS`; none without prompts.
+        Requests by candidate, in the order of `CANDIDATES`; empty without prompts.
     """
     if not prompts:
         return {}
-    decoding = Decoding(settings.max_new_tokens, models.ends, top_p=settings.top_p, seed=settings.seed)
-    drawn = replace(decoding, temperature=settings.temperature)
-    found = {"base": Assignment(prompts, decoding, tuned=False), "tuned": Assignment(prompts, decoding, tuned=True)}
-    shown = _examples(models, prompts, train_tokens, settings, findings)
-    if shown:
-        longer = with_examples(prompts, shown, models.tokenizer.bos_token_id)
-        found["base_few_shot"] = Assignment(longer, decoding, tuned=False)
+    greedy = Decoding(settings.max_new_tokens, models.stop_token_ids, top_p=settings.top_p, seed=settings.seed)
+    requests = {
+        "base": GenerationRequest(prompts, greedy, tuned=False),
+        "tuned": GenerationRequest(prompts, greedy, tuned=True),
+    }
+    examples = _sample_examples(models, prompts, train_tokens, settings, findings)
+    if examples:
+        longer = prepend_examples(prompts, examples, models.tokenizer.bos_token_id)
+        requests["base_few_shot"] = GenerationRequest(longer, greedy, tuned=False)
     if settings.temperature:
-        found |= {f"{name}_sampled": replace(found[name], decoding=drawn) for name in ("base", "tuned")}
-    return {name: found[name] for name in CONTENDERS if name in found}
+        sampled = replace(greedy, temperature=settings.temperature)
+        requests |= {f"{name}_sampled": replace(requests[name], decoding=sampled) for name in ("base", "tuned")}
+    return {name: requests[name] for name in CANDIDATES if name in requests}
 
 
-def generated(
-    model: Any, tokenizer: Any, assigned: Mapping[str, Assignment], budget: TokenBudget
+def generate_answers(
+    model: Any, tokenizer: Any, requests: Mapping[str, GenerationRequest], budget: TokenBudget
 ) -> dict[str, list[Answer]]:
-    """Lets transformers answer.
+    """Generates answers with transformers.
 
     Args:
         model: PEFT model in evaluation mode.
-        tokenizer: The tokenizer that is served.
-        assigned: What each contender is to answer.
-        budget: Bounds the batches.
+        tokenizer: Tokenizer of the tuned model.
+        requests: Requests by candidate.
+        budget: Limits the batches.
 
     Returns:
-        Answers by contender.
+        Answers by candidate.
     """
-    given = {}
-    for name, own in assigned.items():
-        with adapted(model, own.tuned):
-            label = f"answers ({CONTENDERS[name]})"
-            given[name] = generate(model, tokenizer, own.prompts, own.decoding, budget, label)
-    return given
+    answers = {}
+    for name, request in requests.items():
+        with use_adapter(model, request.tuned):
+            label = f"answers ({CANDIDATES[name]})"
+            answers[name] = generate(model, tokenizer, request.prompts, request.decoding, budget, label)
+    return answers
 
 
-def compare(found: Answers, asked: Mapping[str, Endpoint], settings: Settings, findings: Findings) -> None:
-    """Lets a served model answer as well, scores all answers, and asks the judge.
+def score_answers(
+    answers: AnswerSet, endpoints: Mapping[str, Endpoint], settings: Settings, findings: Findings
+) -> None:
+    """Adds the served model's answers, the scores of all answers, and the judge's verdicts.
 
     Args:
-        found: Prompts, at least one, and the answers of base and tuned model; what is found out goes in there too.
-        asked: What `servers` returned.
-        settings: The card's settings.
-        findings: Takes problems.
+        answers: Prompts, at least one, and the answers of base and tuned model; modified in place.
+        endpoints: Result of `create_endpoints`.
+        settings: Settings of the card.
+        findings: Receives problems.
     """
-    scorer = Scorer(settings, [prompt.reference for prompt in found.prompts])
-    if "served" in asked:
-        _ask_served(found, asked["served"], settings.max_new_tokens, findings)
-    for name, given in found.given.items():
-        found.scored[name] = [scorer.score(p.reference, one) for p, one in zip(found.prompts, given, strict=True)]
-    if "judge" in asked:
-        _judge(found, asked["judge"], settings.judge_rival, findings)
+    scorer = Scorer(settings, [prompt.reference for prompt in answers.prompts])
+    if "served" in endpoints:
+        _query_served_model(answers, endpoints["served"], settings.max_new_tokens, findings)
+    for name, own in answers.answers.items():
+        answers.scores[name] = [
+            scorer.score(prompt.reference, answer) for prompt, answer in zip(answers.prompts, own, strict=True)
+        ]
+    if "judge" in endpoints:
+        _judge(answers, endpoints["judge"], settings.judge_baseline, findings)
 
 
 def agreement(first: Sequence[Answer], second: Sequence[Answer]) -> float:
-    """Returns the share of prompts that were answered with the same text."""
+    """Returns the share of prompts with the same answer from both candidates."""
     return sum(a.text.strip() == b.text.strip() for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def _examples(
+def _sample_examples(
     models: Models, prompts: list[Prompt], train_tokens: Path | None, settings: Settings, findings: Findings
 ) -> list[list[int]]:
     if not settings.few_shot:
         return []
     if train_tokens is None:
-        findings.note("the base model was not shown examples: no training rows were given to take them from")
+        findings.add_note("base_few_shot was not measured: its examples come from train_tokens, which is not connected")
         return []
-    room = models.context - max(len(prompt.input_ids) for prompt in prompts) - settings.max_new_tokens
-    longest = room // settings.few_shot if models.context else settings.tokens_per_batch
-    shown = examples(train_tokens, settings.few_shot, longest, settings.seed)
-    if not shown:
-        findings.note(
-            f"the base model was not shown examples: there are no {settings.few_shot} training documents of at most "
-            f"{longest} tokens, what its context of {models.context} leaves for each"
+    available = models.context_length - max(len(prompt.input_ids) for prompt in prompts) - settings.max_new_tokens
+    max_tokens = available // settings.few_shot if models.context_length else settings.tokens_per_batch
+    examples = sample_examples(train_tokens, settings.few_shot, max_tokens, settings.seed)
+    if not examples:
+        findings.add_note(
+            f"base_few_shot was not measured: there are not {settings.few_shot} training documents of at most "
+            f"{max_tokens} tokens, the length that fits {settings.few_shot} times into the context of "
+            f"{models.context_length} tokens"
         )
-    return shown
+    return examples
 
 
-def _ask_served(found: Answers, server: Endpoint, max_new_tokens: int, findings: Findings) -> None:
+def _query_served_model(answers: AnswerSet, endpoint: Endpoint, max_new_tokens: int, findings: Findings) -> None:
     try:
-        found.given["served"] = served_answers(server, found.prompts, max_new_tokens)
+        answers.answers["served"] = query_served_model(endpoint, answers.prompts, max_new_tokens)
     except EndpointError as error:
-        findings.problem(f"the served model was not measured: {error}")
+        findings.add_problem(f"the served model was not measured: {error}")
 
 
-def _judge(found: Answers, server: Endpoint, rival: str, findings: Findings) -> None:
-    if rival not in found.given:
-        findings.problem(f"the judge was not asked: there are no answers of {rival} to compare with")
+def _judge(answers: AnswerSet, endpoint: Endpoint, baseline: str, findings: Findings) -> None:
+    if baseline not in answers.answers:
+        findings.add_problem(f"the judge was not asked: there are no answers of {baseline} to compare with")
         return
-    references = [prompt.reference for prompt in found.prompts]
+    references = [prompt.reference for prompt in answers.prompts]
+    pairs = make_pairs(answers.texts, references, answers.answers["tuned"], answers.answers[baseline])
     try:
-        found.verdicts = judge(server, pairs_of(found.texts, references, found.given["tuned"], found.given[rival]))
+        answers.verdicts = judge_pairs(endpoint, pairs)
     except EndpointError as error:
-        findings.problem(f"the judge gave no verdicts: {error}")
+        findings.add_problem(f"the judge gave no verdicts: {error}")

@@ -1,4 +1,4 @@
-"""Evaluate: base and tuned model on the same held-out rows."""
+"""Evaluate: compares base and tuned model on the same validation rows."""
 
 from kfp import dsl
 
@@ -33,7 +33,7 @@ def evaluate(
     task_chat_template: bool = False,
     judge_endpoint: str = "",
     judge_model: str = "",
-    judge_rival: str = "base",
+    judge_baseline: str = "base",
     endpoint: str = "",
     endpoint_model: str = "",
     request_timeout: float = 60.0,
@@ -44,51 +44,52 @@ def evaluate(
     package_version: str = "",
     train_tokens: dsl.Input[dsl.Dataset] = None,
 ):
-    """Measures loss, answers and tasks of the base and the tuned model on the same validation rows.
+    """Measures loss, answers and task scores of the base and the tuned model on the same validation rows.
 
     Args:
         model_config: Base model of Load Base Model.
         ft_result: Adapter of Fine-Tune LoRA.
         val_tokens: Validation rows of Tokenize.
         val_sft: The same rows as text, of Format for SFT.
-        eval_report: Base and tuned figures side by side; its file also holds slices, every answer, and what could not
-            be measured.
-        eval_page: The figures with their intervals and the answers next to their references.
+        eval_report: Metrics of base and tuned model; its file also has slices, every answer, and failed measurements.
+        eval_page: The metrics with their intervals and the answers next to their references.
         eval_examples: Every measured row with its losses, answers and scores.
-        max_samples: Validation rows to measure, drawn at random; 0 means all.
-        generate_samples: Rows of them whose prompts are answered too; 0 skips generation.
-        max_new_tokens: Most tokens of an answer.
-        generation_engine: Who writes the answers: transformers; vllm, which must be installed; auto takes vLLM where it
-            is installed with a GPU and can serve this adapter on its base, and transformers elsewhere.
-        few_shot: Training documents shown to the base model before each prompt, for a rival that knows the task's form;
-            0 leaves it out. Needs train_tokens.
-        temperature: Above 0, base and tuned model answer once more with sampling at this temperature.
-        top_p: Share of the probability that sampled tokens are drawn from.
-        text_scores: Scores of answers as text, separated by commas: rouge_l, chrf; empty for none.
-        answer_format: json scores answers as JSON objects, text does not; auto does where every reference is one.
-        answer_pattern: Regular expression that a whole answer must match; empty for none.
-        slice_by: Columns of the validation rows whose values are compared one by one, separated by commas.
-        tokens_per_batch: Most tokens in a batch, padding included; halved whenever memory runs out.
+        max_samples: Validation rows to measure, sampled at random; 0 for all.
+        generate_samples: Rows of these whose prompts are answered; 0 for no generation.
+        max_new_tokens: Maximum number of tokens of an answer.
+        generation_engine: Engine that generates the answers: transformers; vllm, which must be installed; auto uses
+            vLLM if it is installed, has a GPU and supports the adapter and its base, else transformers.
+        few_shot: Training documents shown to the base model before each prompt, as a baseline that knows the format of
+            the task; 0 for no such baseline. Needs train_tokens.
+        temperature: If above 0, base and tuned model answer once more with this sampling temperature.
+        top_p: Cumulative probability of the tokens that are sampled from.
+        text_scores: Text similarity scores of answers, separated by commas: rouge_l, chrf; empty for none.
+        answer_format: json scores answers as JSON objects, text does not; auto does if every reference is a JSON
+            object.
+        answer_pattern: Regular expression that a full answer must match; empty for none.
+        slice_by: Columns of the validation rows, separated by commas; losses are also reported per value.
+        tokens_per_batch: Maximum number of tokens in a batch, padding included; halved when memory runs out.
         tasks: Tasks of lm-evaluation-harness: names, or paths of YAML files, separated by commas.
-        task_limit: First documents of each task to ask; 0 asks all, as decisions need.
-        task_few_shot: Examples in a task's prompts; -1 takes the task's own number.
-        task_chat_template: Put tasks into the model's chat template.
-        judge_endpoint: OpenAI-compatible address of a model that judges pairs of answers, such as https://host/v1; its
-            key comes from the environment variable JUDGE_API_KEY. Empty for no judge.
+        task_limit: Number of documents of each task; 0 for all, as reliable scores need.
+        task_few_shot: Few-shot examples in a task's prompts; -1 for the task's own number.
+        task_chat_template: Apply the model's chat template to the tasks.
+        judge_endpoint: OpenAI-compatible URL of a model that judges pairs of answers, such as https://host/v1; its key
+            comes from the environment variable JUDGE_API_KEY. Empty for no judge.
         judge_model: Name of the judging model.
-        judge_rival: Whose answers the tuned model's are judged against: base, base_few_shot or served.
-        endpoint: OpenAI-compatible address of a deployed model that answers the same prompts (vLLM's completions
-            route); its key comes from ENDPOINT_API_KEY. Empty for none.
+        judge_baseline: Candidate that the judge compares the tuned model with: base, base_few_shot or served.
+        endpoint: OpenAI-compatible URL of a deployed model that answers the same prompts (vLLM's completions route);
+            its key comes from the environment variable ENDPOINT_API_KEY. Empty for none.
         endpoint_model: Name of the deployed model.
-        request_timeout: Seconds that judge and deployed model may take for one answer.
-        concurrent_requests: Requests to them in flight.
-        seed: Seed of the drawn rows, the examples, sampling and the confidence intervals.
+        request_timeout: Timeout of a request to judge or deployed model, in seconds.
+        concurrent_requests: Maximum number of concurrent requests to judge or deployed model.
+        seed: Random seed of the sampled rows, the few-shot examples, sampling and the confidence intervals.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
-        train_tokens: Training rows of Tokenize, to take the few_shot examples from.
+        train_tokens: Training rows of Tokenize that the few_shot examples are sampled from.
     """
     arguments = locals()
     from llm_finetune.components.evaluation.evaluate import step
+    from llm_finetune.components.evaluation.evaluate.settings import Settings
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.files import content_hash, write_text
     from llm_finetune.components.shared.metadata import flag
@@ -96,7 +97,7 @@ def evaluate(
 
     with card(package_version):
         check_whole({"val_tokens": val_tokens, "val_sft": val_sft, "train_tokens": train_tokens})
-        chosen = step.Settings.of(arguments)
+        own_settings = Settings.of(arguments)
         evaluation = step.evaluate(
             model_config.path,
             ft_result.path,
@@ -104,15 +105,15 @@ def evaluate(
             val_sft.path,
             eval_examples.path,
             eval_page.path,
-            chosen,
+            own_settings,
             flag(model_config, "load_in_4bit"),
             train_tokens.path if train_tokens else None,
         )
-        write_metrics(eval_report, evaluation.rows())
+        write_metrics(eval_report, evaluation.dashboard_metrics())
         write_text(eval_report.path, evaluation.report())
         inputs = {
             name: arguments[name] for name in ("model_config", "ft_result", "val_tokens", "val_sft", "train_tokens")
         }
-        produced = lineage(inputs, chosen.seed) | {"dtype": evaluation.dtype}
+        produced = lineage(inputs, own_settings.seed) | {"dtype": evaluation.dtype}
         eval_report.metadata.update(produced | {"content_hash": content_hash(eval_report.path)})
         eval_examples.metadata.update(produced | {"content_hash": content_hash(eval_examples.path)})

@@ -1,9 +1,9 @@
-"""Any OpenAI-compatible server, asked many things at once."""
+"""Client of an OpenAI-compatible server that sends many requests concurrently."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from llm_finetune.components.evaluation.evaluate.generation import Answer
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
@@ -13,32 +13,43 @@ from llm_finetune.components.shared.progress import Progress
 if TYPE_CHECKING:
     from openai import OpenAI
 
-Asked = TypeVar("Asked")
-Told = TypeVar("Told")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Choice = TypeVar("Choice")
+Choice_co = TypeVar("Choice_co", covariant=True)
 
 RETRIES = 2
 
 
+class Completion(Protocol[Choice_co]):
+    """A completion of the OpenAI client, of either route."""
+
+    @property
+    def choices(self) -> Sequence[Choice_co]:
+        """The generated choices."""
+
+
 class EndpointError(Exception):
-    """A server did not answer as it should; the message names it, what happened, and what to look at."""
+    """A request failed; the message names the server, what happened, and what to check."""
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible address.
+    """A model behind an OpenAI-compatible API.
 
     Attributes:
         model: Name of the model there.
     """
 
-    def __init__(self, address: str, model: str, key_variable: str, timeout: float, at_once: int) -> None:
-        """Describes the server; nothing is sent yet.
+    def __init__(self, url: str, model: str, key_variable: str, timeout: float, concurrency: int) -> None:
+        """Creates the client; no request is sent.
 
         Args:
-            address: Base address, such as `https://host/v1`.
+            url: Base URL, such as `https://host/v1`.
             model: Name of the model.
-            key_variable: Environment variable with the key, mounted from a secret; a server without keys needs none.
-            timeout: Seconds that an answer may take; each request is tried three times.
-            at_once: Requests in flight.
+            key_variable: Environment variable with the API key, mounted from a secret; optional for servers without
+                authentication.
+            timeout: Seconds until a request times out; it is then retried twice.
+            concurrency: Maximum number of concurrent requests.
 
         Raises:
             UserError: If the client is not installed.
@@ -46,99 +57,98 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise UserError(f"{address} needs the OpenAI client: install the extra llm-finetune[judge]") from None
-        self.model, self._address, self._key_variable = model, address, key_variable
-        self._timeout, self._at_once = timeout, at_once
+            raise UserError(f"{url} needs the OpenAI client: install the extra llm-finetune[judge]") from None
+        self.model, self._url, self._key_variable = model, url, key_variable
+        self._timeout, self._concurrency = timeout, concurrency
         key = os.environ.get(key_variable) or "none"
-        self._client: OpenAI = openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=RETRIES)
+        self._client: OpenAI = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=RETRIES)
 
-    def each(self, items: Sequence[Asked], ask: Callable[["OpenAI", Asked], Told], label: str) -> list[Told]:
-        """Asks something for each item.
+    def map(self, items: Sequence[Item], send: Callable[["OpenAI", Item], Result], label: str) -> list[Result]:
+        """Sends one request per item.
 
         Args:
-            items: What to ask about.
-            ask: Sends the request; called from several threads.
-            label: Name for the progress lines.
+            items: The items.
+            send: Sends the request for an item; called from several threads.
+            label: Label of the progress lines.
 
         Returns:
-            The answers in order.
+            The results in the order of the items.
 
         Raises:
-            EndpointError: At the first request that fails for good; those still waiting are not sent.
+            EndpointError: At the first request that fails after its retries; requests not yet sent are cancelled.
         """
         progress = Progress(label, len(items), "requests")
-        told = []
-        with ThreadPoolExecutor(self._at_once) as threads:
-            coming = [threads.submit(self._guarded, ask, item) for item in items]
+        results = []
+        with ThreadPoolExecutor(self._concurrency) as threads:
+            futures = [threads.submit(self._send, send, item) for item in items]
             try:
-                for future in coming:
-                    told.append(future.result())
-                    progress.update(len(told))
+                for future in futures:
+                    results.append(future.result())
+                    progress.update(len(results))
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
-        return told
+        return results
 
-    def choice(self, reply: Any) -> Any:
-        """Returns the first choice of a reply.
+    def first_choice(self, completion: Completion[Choice]) -> Choice:
+        """Returns the first choice of a completion.
 
         Args:
-            reply: What the client returned; of a page that is no JSON, its text.
+            completion: What the client returned; for a response that is not JSON this is its text.
 
         Raises:
-            EndpointError: If there is none.
+            EndpointError: If the response has no choices.
         """
-        if not getattr(reply, "choices", None):
-            raise EndpointError(f"{self._address} sent a reply without an answer: {str(reply)[:200]!r}")
-        return reply.choices[0]
+        if not getattr(completion, "choices", None):
+            raise EndpointError(f"{self._url} sent a response without choices: {str(completion)[:200]!r}")
+        return completion.choices[0]
 
-    def _guarded(self, ask: Callable[["OpenAI", Asked], Told], item: Asked) -> Told:
+    def _send(self, send: Callable[["OpenAI", Item], Result], item: Item) -> Result:
         import openai
 
         try:
-            return ask(self._client, item)
+            return send(self._client, item)
         except openai.APITimeoutError:
             raise EndpointError(
-                f"{self._address} did not answer within {self._timeout:g} s, {RETRIES + 1} times in a row "
-                "(request_timeout)"
+                f"{self._url} did not answer within {self._timeout:g} s, {RETRIES + 1} times in a row (request_timeout)"
             ) from None
         except openai.APIConnectionError as error:
-            raise EndpointError(f"{self._address} cannot be reached: {error.__cause__ or error}") from None
+            raise EndpointError(f"{self._url} cannot be reached: {error.__cause__ or error}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise EndpointError(
-                f"{self._address} refused the key: HTTP {error.status_code}. It is read from the environment variable "
+                f"{self._url} refused the key: HTTP {error.status_code}. It is read from the environment variable "
                 f"{self._key_variable}, which is {'set' if os.environ.get(self._key_variable) else 'not set'}"
             ) from None
         except openai.APIStatusError as error:
             raise EndpointError(
-                f"{self._address} answered HTTP {error.status_code} for the model {self.model!r}: {str(error)[:300]}"
+                f"{self._url} answered HTTP {error.status_code} for the model {self.model!r}: {str(error)[:300]}"
             ) from None
         except openai.OpenAIError as error:
-            raise EndpointError(f"{self._address} answered what cannot be read: {str(error)[:300]}") from None
+            raise EndpointError(f"{self._url} sent a response that cannot be read: {str(error)[:300]}") from None
 
 
-def served_answers(endpoint: Endpoint, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
-    """Lets a deployed model answer prompts greedily.
+def query_served_model(endpoint: Endpoint, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
+    """Lets a deployed model answer prompts with greedy decoding.
 
-    The prompts are sent as token ids to the completions route of vLLM, so that the server adds and parses nothing.
+    The prompts are sent as token ids to vLLM's completions route, so that the server applies no chat template.
 
     Args:
         endpoint: The server.
-        prompts: What to answer.
-        max_new_tokens: Most tokens of an answer.
+        prompts: The prompts.
+        max_new_tokens: Maximum number of tokens of an answer.
 
     Returns:
-        An answer per prompt.
+        One answer per prompt.
 
     Raises:
-        EndpointError: If the server cannot be reached, refuses, or takes too long.
+        EndpointError: If the server cannot be reached, refuses a request, or times out.
     """
 
-    def ask(client: Any, prompt: Prompt) -> Answer:
-        reply = client.completions.create(
+    def send(client: "OpenAI", prompt: Prompt) -> Answer:
+        completion = client.completions.create(
             model=endpoint.model, prompt=prompt.input_ids, max_tokens=max_new_tokens, temperature=0.0
         )
-        choice = endpoint.choice(reply)
-        tokens = reply.usage.completion_tokens if reply.usage else 0
+        choice = endpoint.first_choice(completion)
+        tokens = completion.usage.completion_tokens if completion.usage else 0
         return Answer(choice.text, tokens, choice.finish_reason == "stop")
 
-    return endpoint.each(prompts, ask, "answers (served)")
+    return endpoint.map(prompts, send, "answers (served)")

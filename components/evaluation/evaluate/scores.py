@@ -1,9 +1,8 @@
-"""How answers compare with their references."""
+"""Scores of answers against their references."""
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,73 +11,77 @@ from llm_finetune.components.evaluation.evaluate.intervals import Ratio
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.settings import listed
 
-Scored = dict[str, float]
-REPEATED_WORDS = 4
+Scores = dict[str, float]
+"""Scores of one answer by metric."""
+TextScorer = Callable[[str, str], float]
+REPETITION_WORDS = 4
 
 
 class Scorer:
-    """Scores answers by everything that the settings and the references call for."""
+    """Scores answers with the metrics that apply to the settings and the references."""
 
     def __init__(self, settings: Settings, references: Sequence[str]) -> None:
-        """Finds out which figures apply.
+        """Selects the metrics.
 
         Args:
-            settings: Formats and scores.
-            references: All references; JSON figures apply when each of them is a JSON object, or by setting.
+            settings: Settings of the card.
+            references: All references. JSON metrics apply if `answer_format` says so, or with `auto` if every reference
+                is a JSON object.
         """
         self._pattern = re.compile(settings.answer_pattern) if settings.answer_pattern else None
         self._json = settings.answer_format == "json" or (
-            settings.answer_format == "auto" and all(json_object(reference) is not None for reference in references)
+            settings.answer_format == "auto"
+            and all(parse_json_object(reference) is not None for reference in references)
         )
-        self._texts = {name: TEXT_SCORERS[name]() for name in listed(settings.text_scores)}
+        self._text_scorers = {name: TEXT_SCORERS[name]() for name in listed(settings.text_scores)}
 
-    def score(self, reference: str, answer: Answer) -> Scored:
+    def score(self, reference: str, answer: Answer) -> Scores:
         """Scores one answer.
 
         Args:
-            reference: The answer that was wanted.
-            answer: The one that was given.
+            reference: Expected answer.
+            answer: Answer of a candidate.
 
         Returns:
-            A value between 0 and 1 by figure, `mean_tokens` apart; `field_f1` comes with its weight, the number of
-            pairs in both objects, `field_f1_weight`.
+            A score between 0 and 1 by metric, except `mean_tokens`; `field_f1` comes with its weight
+            `field_f1_weight`, the number of key-value pairs in both objects.
         """
         text = answer.text.strip()
-        scored = {
+        scores = {
             "exact_match": float(text == reference.strip()),
             "stop_rate": float(answer.stopped),
             "mean_tokens": float(answer.tokens),
             "repetition": repetition(text),
         }
         if self._json:
-            scored |= _json_scores(reference, text)
+            scores |= _score_json(reference, text)
         if self._pattern:
-            scored["pattern_valid"] = float(self._pattern.fullmatch(text) is not None)
-        return scored | {name: score(reference, text) for name, score in self._texts.items()}
+            scores["pattern_valid"] = float(self._pattern.fullmatch(text) is not None)
+        return scores | {name: score(reference, text) for name, score in self._text_scorers.items()}
 
 
-def ratios(scored: Sequence[Scored]) -> dict[str, Ratio]:
-    """Returns each figure over all answers as a ratio of sums, for the figure and its interval.
+def aggregate(scores: Sequence[Scores]) -> dict[str, Ratio]:
+    """Returns each metric over all answers as a ratio of sums.
 
     Args:
-        scored: Scores of each answer, at least one.
+        scores: Scores of each answer, at least one.
 
     Returns:
-        Ratios by figure; `field_f1` is micro-averaged over pairs of key and value.
+        Ratios by metric; `field_f1` is micro-averaged over key-value pairs.
     """
-    ones = np.ones(len(scored))
-    found = {}
-    for name in scored[0]:
+    ones = np.ones(len(scores))
+    ratios = {}
+    for name in scores[0]:
         if name.endswith("_weight"):
             continue
-        values = np.array([one[name] for one in scored])
-        weight = np.array([one[f"{name}_weight"] for one in scored]) if f"{name}_weight" in scored[0] else ones
-        found[name] = Ratio(values * weight, weight, 1.0 if weight is not ones else 0.0)
-    return found
+        values = np.array([own[name] for own in scores])
+        weight = np.array([own[f"{name}_weight"] for own in scores]) if f"{name}_weight" in scores[0] else ones
+        ratios[name] = Ratio(values * weight, weight, 1.0 if weight is not ones else 0.0)
+    return ratios
 
 
-def json_object(text: str) -> dict[str, Any] | None:
-    """Returns the JSON object that a text is, or None if it is anything else."""
+def parse_json_object(text: str) -> dict[str, object] | None:
+    """Returns the JSON object in a text, or None if the text is anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -87,45 +90,45 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def repetition(text: str) -> float:
-    """Returns the share of a text's runs of four words that it has said before; 0 for shorter texts."""
+    """Returns the share of a text's word 4-grams that repeat an earlier one; 0 for shorter texts."""
     words = re.findall(r"\w+|[^\w\s]", text)
-    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    ngrams = [tuple(words[i : i + REPETITION_WORDS]) for i in range(len(words) - REPETITION_WORDS + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def _json_scores(reference: str, text: str) -> Scored:
-    wanted, given = _fields(json_object(reference)), _fields(json_object(text))
-    weight = len(wanted) + len(given)
+def _score_json(reference: str, text: str) -> Scores:
+    expected, actual = _fields(parse_json_object(reference)), _fields(parse_json_object(text))
+    weight = len(expected) + len(actual)
     return {
-        "json_valid": float(json_object(text) is not None),
-        "field_f1": 2 * len(wanted & given) / weight if weight else 1.0,
+        "json_valid": float(parse_json_object(text) is not None),
+        "field_f1": 2 * len(expected & actual) / weight if weight else 1.0,
         "field_f1_weight": float(weight),
     }
 
 
-def _fields(value: dict[str, Any] | None) -> set[tuple[str, str]]:
+def _fields(value: dict[str, object] | None) -> set[tuple[str, str]]:
     return {(key, json.dumps(field, sort_keys=True)) for key, field in (value or {}).items()}
 
 
-class _Words:
-    """Splits any script into words; rouge-score's own tokenizer knows only a to z and digits."""
+class _WordTokenizer:
+    """Splits text of any script into words; rouge-score's own tokenizer keeps only a to z and digits."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
 
 
-def _rouge_l() -> Callable[[str, str], float]:
+def _rouge_l() -> TextScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    scorer = RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
     return lambda reference, text: float(scorer.score(reference, text)["rougeL"].fmeasure)
 
 
-def _chrf() -> Callable[[str, str], float]:
-    from sacrebleu.metrics import CHRF
+def _chrf() -> TextScorer:
+    from sacrebleu.metrics.chrf import CHRF
 
     scorer = CHRF()
     return lambda reference, text: float(scorer.sentence_score(text, [reference]).score) / 100
 
 
-TEXT_SCORERS: dict[str, Callable[[], Callable[[str, str], float]]] = {"rouge_l": _rouge_l, "chrf": _chrf}
+TEXT_SCORERS: dict[str, Callable[[], TextScorer]] = {"rouge_l": _rouge_l, "chrf": _chrf}

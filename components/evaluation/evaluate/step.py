@@ -1,57 +1,22 @@
-"""Evaluate: base and tuned model on the same held-out rows."""
+"""Evaluate: compares base and tuned model on the same validation rows."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_finetune.components.evaluation.evaluate import candidates, comparison, engine, harness, judge, loss, page, rows
+from llm_finetune.components.evaluation.evaluate.answers import AnswerSet
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
-from llm_finetune.components.evaluation.evaluate.examples import Answers, write_examples
+from llm_finetune.components.evaluation.evaluate.evaluation import Evaluation
+from llm_finetune.components.evaluation.evaluate.examples import write_examples
+from llm_finetune.components.evaluation.evaluate.findings import Findings
 from llm_finetune.components.evaluation.evaluate.models import describe
+from llm_finetune.components.evaluation.evaluate.rows import Indices
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.evaluation.metrics import dashboard_rows
 from llm_finetune.components.shared import questions
 from llm_finetune.components.shared.modeling.causal_lm import evaluation_mode
-from llm_finetune.components.shared.questions import Question
 from llm_finetune.components.shared.settings import listed
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
-
-    Attributes:
-        metrics: Figures by name, all finite. Losses are in nats per completion token; `loss_delta` is tuned minus base,
-            with the 95 % interval of a paired bootstrap over rows.
-        slices: Losses by length and by the columns of `slice_by`.
-        samples: Per prompt that was answered, the prompt, the reference and every answer.
-        notes: What was done otherwise than asked for, without harm.
-        problems: What was asked for and could not be measured; any of them closes the gate.
-        dtype: Precision of the weights.
-        writer: Which engine wrote the answers of base and tuned model, and why; empty without answers.
-        questions: Validation rows as chat requests, for the deployed model to be asked.
-    """
-
-    metrics: dict[str, float | int]
-    slices: list[comparison.Slice]
-    samples: list[dict[str, Any]]
-    notes: list[str]
-    problems: list[str]
-    dtype: str
-    writer: str
-    questions: list[Question]
-
-    def rows(self) -> dict[str, float | int]:
-        """Returns the figures for the dashboard's table."""
-        return dashboard_rows(self.metrics)
-
-    def report(self) -> str:
-        """Returns the report's file: everything as JSON."""
-        content = asdict(self) | {"metrics": dict(sorted(self.metrics.items()))}
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def evaluate(
@@ -65,18 +30,18 @@ def evaluate(
     load_in_4bit: bool = False,
     train_tokens: str | Path | None = None,
 ) -> Evaluation:
-    """Measures base and tuned model.
+    """Evaluates base and tuned model.
 
     Args:
-        model_config: Folder of the base model or its reference.
+        model_config: Folder of the base model, or of a reference to it.
         ft_result: Folder of the adapter.
-        val_tokens: Validation rows, one document each, with `row` pointing into `val_sft`.
+        val_tokens: Validation rows, one document each, with `row` as index in `val_sft`.
         val_sft: The same rows as text.
         eval_examples: Folder to write: every row with its losses, answers and scores.
         eval_page: HTML page to write.
-        settings: The card's settings.
+        settings: Settings of the card.
         load_in_4bit: Whether the adapter was trained on an NF4 base.
-        train_tokens: Training rows, to take the base model's examples from.
+        train_tokens: Training rows that the base model's few-shot examples are sampled from.
 
     Returns:
         The evaluation.
@@ -85,70 +50,75 @@ def evaluate(
         UserError: If there is no validation row, a loss is not finite, or a task or a column is unknown.
     """
     val_tokens, val_sft = Path(val_tokens), Path(val_sft)
-    findings, budget = candidates.Findings(), TokenBudget(settings.tokens_per_batch)
+    findings, budget = Findings(), TokenBudget(settings.tokens_per_batch)
+    # All that can fail because of a mistake in the settings comes before a model is loaded.
     tasks = harness.load_tasks(settings.tasks, settings) if settings.tasks else {}
-    servers = candidates.servers(settings)
-    chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
-    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
+    endpoints = candidates.create_endpoints(settings)
+    positions = rows.sample_rows(val_tokens, settings.max_samples, settings.seed)
+    columns = _slice_columns(val_tokens, val_sft, positions, settings)
     models = describe(model_config, ft_result, load_in_4bit)
-    asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], models.tokenizer, findings)
+    answers = _read_prompts(val_tokens, val_sft, positions[: settings.generate_samples], models.tokenizer, findings)
     training = Path(train_tokens) if train_tokens else None
-    assigned = candidates.assignments(models, asked.prompts, training, settings, findings)
-    asked.given, writer = engine.answers_of_vllm(models, assigned, settings.generation_engine, findings)
+    requests = candidates.generation_requests(models, answers.prompts, training, settings, findings)
+    answers.answers, writer = engine.generate_with_vllm(models, requests, settings.generation_engine, findings)
     model = models.load()
     with evaluation_mode(model):
-        losses = loss.measure(model, val_tokens, chosen, budget)
-        asked.given = asked.given or candidates.generated(model, models.tokenizer, assigned, budget)
-        measured = harness.run_tasks(model, models.tokenizer, tasks, settings, findings.notes) if tasks else {}
-    if asked.prompts:
-        candidates.compare(asked, servers, settings, findings)
+        losses = loss.measure(model, val_tokens, positions, budget)
+        if not answers.answers:
+            answers.answers = candidates.generate_answers(model, models.tokenizer, requests, budget)
+        task_metrics = harness.run_tasks(model, models.tokenizer, tasks, settings, findings.notes) if tasks else {}
+    if answers.prompts:
+        candidates.score_answers(answers, endpoints, settings, findings)
     labels = {"length": loss.length_buckets(losses.lengths), **columns}
-    found = comparison.slices(losses, labels, settings.seed)
-    metrics = _metrics(losses, found, asked, settings) | measured
-    write_examples(eval_examples, losses, labels, asked)
+    slices = comparison.compare_slices(losses, labels, settings.seed)
+    metrics = _metrics(losses, slices, answers, settings) | task_metrics
+    write_examples(eval_examples, losses, labels, answers)
     evaluation = Evaluation(
-        comparison.rounded(metrics),
-        found,
-        asked.samples(),
+        comparison.round_metrics(metrics),
+        slices,
+        answers.samples(),
         findings.notes + budget.notes,
         findings.problems,
         str(models.dtype).removeprefix("torch."),
         writer,
         questions.read(val_sft),
     )
-    page.write(eval_page, vars(evaluation), losses, settings)
+    page.write(eval_page, evaluation, losses, settings)
     return evaluation
 
 
-def _named(val_tokens: Path, chosen: np.ndarray) -> np.ndarray:
-    """Returns which rows of val_sft the chosen token rows are; some were left out when they were tokenised."""
-    windows = rows.windows(val_tokens, chosen)
-    return np.concatenate([np.array([row["row"] for row in window], dtype=np.int64) for window in windows])
+def _slice_columns(val_tokens: Path, val_sft: Path, positions: Indices, settings: Settings) -> dict[str, list[str]]:
+    """Returns the values of the columns of `slice_by`."""
+    columns = listed(settings.slice_by)
+    if not columns:
+        return {}
+    # Tokenize drops rows, so that a position in val_tokens is not an index in val_sft.
+    windows = rows.read_windows(val_tokens, positions)
+    indices = np.concatenate([np.array([row["row"] for row in window], dtype=np.int64) for window in windows])
+    return {column: rows.read_column(val_sft, column, indices) for column in columns}
 
 
-def _prompts(
-    val_tokens: Path, val_sft: Path, chosen: np.ndarray, tokenizer: Any, findings: candidates.Findings
-) -> Answers:
-    drawn = [row for window in rows.windows(val_tokens, chosen) for row in window]
-    prompts = [rows.prompt_of(row, tokenizer) for row in drawn if rows.ends_in_answer(row)]
-    if len(prompts) < len(drawn):
-        findings.note(
-            f"{len(drawn) - len(prompts)} of {len(drawn)} rows were not answered: max_length cut off the answer that "
-            "they end with, which leaves nothing to compare with"
+def _read_prompts(val_tokens: Path, val_sft: Path, positions: Indices, tokenizer: Any, findings: Findings) -> AnswerSet:
+    selected = [row for window in rows.read_windows(val_tokens, positions) for row in window]
+    prompts = [rows.split_prompt(row, tokenizer) for row in selected if rows.ends_in_answer(row)]
+    if len(prompts) < len(selected):
+        findings.add_note(
+            f"{len(selected) - len(prompts)} of {len(selected)} rows have no generated answers: max_length truncated "
+            "their last answer, so there is no reference"
         )
-    wanted = np.array([prompt.row for prompt in prompts], dtype=np.int64)
-    return Answers(prompts, rows.texts(val_sft, "prompt", wanted))
+    indices = np.array([prompt.row for prompt in prompts], dtype=np.int64)
+    return AnswerSet(prompts, rows.read_column(val_sft, "prompt", indices))
 
 
 def _metrics(
-    losses: loss.Losses, found: list[comparison.Slice], answers: Answers, settings: Settings
-) -> dict[str, float | int]:
-    metrics = comparison.loss_metrics(losses, settings.seed) | comparison.worst_slice(found)
+    losses: loss.Losses, slices: list[comparison.Slice], answers: AnswerSet, settings: Settings
+) -> comparison.Metrics:
+    metrics = comparison.loss_metrics(losses, settings.seed) | comparison.worst_slice(slices)
     metrics["generated_samples"] = len(answers.prompts)
-    if answers.scored:
-        metrics |= comparison.answer_metrics(answers.scored, settings.seed)
-    if "served" in answers.given:
-        metrics["served_agreement"] = candidates.agreement(answers.given["tuned"], answers.given["served"])
+    if answers.scores:
+        metrics |= comparison.answer_metrics(answers.scores, settings.seed)
+    if "served" in answers.answers:
+        metrics["served_agreement"] = candidates.agreement(answers.answers["tuned"], answers.answers["served"])
     if answers.verdicts:
-        metrics |= judge.figures(answers.verdicts, settings.seed)
+        metrics |= judge.judge_metrics(answers.verdicts, settings.seed)
     return metrics

@@ -15,14 +15,14 @@ def quality_gate(
     settings: dict = {},
     package_version: str = "",
 ) -> bool:
-    """Compares the evaluation's figures with rules fixed before the run; a missing figure closes the gate.
+    """Compares the evaluation's metrics with rules that were set before the run; a missing metric closes the gate.
 
     Args:
         eval_report: Report of Evaluate.
-        gate_report: Each rule with its figure and outcome.
+        gate_report: Each rule with its metrics and result.
         rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99, task.mmlu.drop <=
-            2*stderr'. All must hold; empty sets no rule. What Evaluate was asked for and could not measure closes the
-            gate in any case.
+            2*stderr'. All must hold; empty for no rules. A requested measurement that failed closes the gate in any
+            case.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
 
@@ -31,12 +31,13 @@ def quality_gate(
     """
     arguments = locals()
     from llm_finetune.components.evaluation.quality_gate import step
+    from llm_finetune.components.evaluation.quality_gate.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.card_logs import record
 
     with card(package_version):
-        opened, reason = step.quality_gate(eval_report.path, gate_report.path, step.Settings.of(arguments))
-        gate_report.metadata.update(lineage({"eval_report": eval_report}) | {"open": opened, "reason": reason})
-        print(f"gate {'open' if opened else 'closed'}: {reason}")
-        record("quality_gate", open=opened, reason=reason)
-    return opened
+        is_open, reason = step.quality_gate(eval_report.path, gate_report.path, Settings.of(arguments))
+        gate_report.metadata.update(lineage({"eval_report": eval_report}) | {"open": is_open, "reason": reason})
+        print(f"gate {'open' if is_open else 'closed'}: {reason}")
+        record("quality_gate", open=is_open, reason=reason)
+    return is_open

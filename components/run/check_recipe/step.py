@@ -131,7 +131,7 @@ def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
 
 def _check_gate(rules: str, tasks: str) -> None:
     """Refuses rules about tasks where none will be run: the gate would stay closed after the whole training."""
-    of_tasks = [rule.text for rule in parse_rules(rules) if rule.figure.startswith("task.")]
+    of_tasks = [rule.text for rule in parse_rules(rules) if rule.metric.startswith("task.")]
     if of_tasks and not listed(tasks):
         raise UserError(
             f"gate_rules has {of_tasks[0]!r}, but no task is evaluated: name it in recipe.evaluate.tasks, or leave the "

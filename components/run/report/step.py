@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.run.report.pods import CardPod, Pods, in_cluster, pods_of
+from llm_finetune.components.run.report.pods import Pods, in_cluster, pods_of
 from llm_finetune.components.shared.files import write_text
-from llm_finetune.components.shared.summary import cell
+from llm_finetune.components.shared.markdown import table
 
 STATES = {
     # What KFP's documentation of PipelineTaskFinalStatus names, and its local runner says.
@@ -120,11 +120,7 @@ def _page(ending: Ending, pods: Pods) -> str:
         lines.append(f"{ending.reason[:1].upper()}{ending.reason[1:]}")
     stopped = [pod for pod in pods.cards if pod.state != "succeeded"]
     if len(stopped) > 1:
-        lines += ["", "| card | what it said last |", "|---|---|", *map(_row, stopped)]
+        lines += ["", *table(("card", "what it said last"), [(pod.card, pod.reason) for pod in stopped])]
     if pods.trouble:
         lines += ["", f"The cards' own words could not be read: {pods.trouble}."]
     return "\n".join(lines) + "\n"
-
-
-def _row(pod: CardPod) -> str:
-    return f"| {cell(pod.card)} | {cell(pod.reason)} |"

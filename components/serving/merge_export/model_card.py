@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llm_finetune.components.serving.merge_export import licenses
 from llm_finetune.components.serving.merge_export.parity import Parity
-from llm_finetune.components.shared.summary import cell
+from llm_finetune.components.shared.markdown import cell
 
 TEMPLATE = "model_card.md.jinja"
 LINEAGE = ("package_version", "inputs", "origin", "seed", "content_hash", "adapter_content_hash")

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from llm_finetune.components.serving.vllm_serve.smoke import chat_request
 from llm_finetune.components.shared.files import write_text
+from llm_finetune.components.shared.markdown import code, table
 from llm_finetune.components.shared.questions import Messages
 
 STATES = {
@@ -84,7 +85,7 @@ def page(info: DeploymentInfo) -> str:
     hidden = {"deployment_name", "example_curl", "answers", "target", "process_started", "manifests"}
     facts = {key: value for key, value in info.items() if key not in hidden and value != ""}
     lines = [f"# {info['deployment_name']}", "", STATES[info["target"]], ""]
-    lines += ["| | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items())]
+    lines += table(("", ""), [(key.replace("_", " "), code(value)) for key, value in facts.items()])
     if info.get("example_curl"):
         lines += ["", "## Example request", "", *_block(info["example_curl"], "bash")]
     for number, answer in enumerate(info.get("answers", []), start=1):
@@ -94,10 +95,6 @@ def page(info: DeploymentInfo) -> str:
     if info.get("manifests"):
         lines += ["", "## Manifests", "", *_block(info["manifests"].rstrip("\n"), "yaml")]
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    return "`" + str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"
 
 
 def _block(text: str, language: str = "text") -> list[str]:

@@ -84,6 +84,12 @@ def servable(inputs, tmp_path_factory):
     return inputs | {"model_config": base, "ft_result": folder / "ft"}
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch):
+    """Computes in float32 on every processor: in bfloat16, batch size and engine change the rounding."""
+    monkeypatch.setattr("llm_finetune.components.evaluation.evaluate.models.fast_dtype", lambda: torch.float32)
+
+
 @pytest.fixture
 def evaluated(inputs, tmp_path):
     """Evaluates with some settings; the outputs lie in tmp_path as `examples` and `page.html`."""

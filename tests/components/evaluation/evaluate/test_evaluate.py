@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_finetune.components.evaluation.evaluate import loss, models, step
 from llm_finetune.components.evaluation.evaluate.component import evaluate as card
-from llm_finetune.components.evaluation.metrics import NAMES
+from llm_finetune.components.evaluation.metrics import METRIC_NAMES
 from llm_finetune.components.shared import questions, tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling import device
@@ -67,15 +67,15 @@ def test_every_figure_can_be_computed_again_from_the_examples(evaluated, tmp_pat
         assert column[f"{model}_nll"].sum() / column["completion_tokens"].sum() == pytest.approx(
             metrics[f"{model}_loss"], abs=1e-6
         )
-    for contender in ("base", "base_few_shot", "tuned", "base_sampled", "tuned_sampled"):
-        answers = examples[contender].to_pylist()
-        assert sum(a["tokens"] for a in answers) / 12 == pytest.approx(metrics[f"{contender}_mean_tokens"], abs=1e-6)
-        for figure in ("exact_match", "stop_rate", "rouge_l", "chrf", "json_valid", "pattern_valid", "repetition"):
-            mean = sum(answer[figure] for answer in answers) / 12
-            assert mean == pytest.approx(metrics[f"{contender}_{figure}"], abs=1e-6)
+    for candidate in ("base", "base_few_shot", "tuned", "base_sampled", "tuned_sampled"):
+        answers = examples[candidate].to_pylist()
+        assert sum(a["tokens"] for a in answers) / 12 == pytest.approx(metrics[f"{candidate}_mean_tokens"], abs=1e-6)
+        for metric in ("exact_match", "stop_rate", "rouge_l", "chrf", "json_valid", "pattern_valid", "repetition"):
+            mean = sum(answer[metric] for answer in answers) / 12
+            assert mean == pytest.approx(metrics[f"{candidate}_{metric}"], abs=1e-6)
         weights = [answer["field_f1_weight"] for answer in answers]
         hits = sum(answer["field_f1"] * weight for answer, weight in zip(answers, weights, strict=True))
-        assert hits / sum(weights) == pytest.approx(metrics[f"{contender}_field_f1"], abs=1e-6)
+        assert hits / sum(weights) == pytest.approx(metrics[f"{candidate}_field_f1"], abs=1e-6)
     assert set(examples["slice_source"].to_pylist()) == {"web", "book"}
     by_source = {one.name: one for one in evaluation.slices if one.by == "source"}
     books = examples.filter(np.array(examples["slice_source"]) == "book")
@@ -83,7 +83,7 @@ def test_every_figure_can_be_computed_again_from_the_examples(evaluated, tmp_pat
     assert by_source["book"].base_loss == pytest.approx(
         np.array(books["base_nll"]).sum() / np.array(books["completion_tokens"]).sum(), abs=1e-6
     )
-    assert set(metrics) <= set(NAMES)
+    assert set(metrics) <= set(METRIC_NAMES)
 
 
 def test_answers_are_those_of_generating_one_prompt_at_a_time(inputs, evaluated):
@@ -93,15 +93,15 @@ def test_answers_are_those_of_generating_one_prompt_at_a_time(inputs, evaluated)
     tokenizer = AutoTokenizer.from_pretrained(inputs["ft_result"])
     assert len(samples) == 12
     for sample in samples:
-        row = rows[sample["row"]]
+        row = rows[sample.row]
         prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
         written = model.generate(
             torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=END, pad_token_id=3
         )
-        assert sample["base"]["text"] == tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)
-        assert sample["prompt"] == f"<prompt {sample['row']}>"
-        assert sample["reference"] == f'{{"n": "{sample["row"]}"}}'
-    assert any(sample["base_few_shot"]["text"] != sample["base"]["text"] for sample in samples)
+        assert sample.answers["base"].text == tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)
+        assert sample.prompt == f"<prompt {sample.row}>"
+        assert sample.reference == f'{{"n": "{sample.row}"}}'
+    assert any(sample.answers["base_few_shot"].text != sample.answers["base"].text for sample in samples)
 
 
 def test_the_same_seed_measures_the_same_rows_and_samples_the_same_answers(evaluated):
@@ -109,13 +109,15 @@ def test_the_same_seed_measures_the_same_rows_and_samples_the_same_answers(evalu
     first, second = (evaluated(**settings) for _ in range(2))
     assert first == second
     assert first.metrics["samples_used"] == 5
-    assert any(sample["tuned_sampled"]["text"] != sample["tuned"]["text"] for sample in first.samples)
+    assert any(sample.answers["tuned_sampled"].text != sample.answers["tuned"].text for sample in first.samples)
 
 
-def test_without_training_rows_the_few_shot_rival_is_left_out_and_said_so(evaluated):
+def test_without_training_rows_the_few_shot_baseline_is_left_out_with_a_note(evaluated):
     evaluation = evaluated(max_new_tokens=2, generate_samples=2, train_tokens=None)
     assert "base_few_shot_exact_match" not in evaluation.metrics
-    assert evaluation.notes == ["the base model was not shown examples: no training rows were given to take them from"]
+    assert evaluation.notes == [
+        "base_few_shot was not measured: its examples come from train_tokens, which is not connected"
+    ]
     assert not evaluation.problems
 
 
@@ -188,16 +190,16 @@ def test_a_name_that_does_not_exist_costs_no_model_time(evaluated, monkeypatch, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"text_scores": "rouge"}, "'rouge' is no score; did you mean 'rouge_l'?"),
+        ({"text_scores": "rouge"}, "'rouge' is not a score; did you mean 'rouge_l'?"),
         ({"answer_pattern": "["}, "not a regular expression"),
-        ({"judge_endpoint": "http://key@judge/v1", "judge_model": "m"}, "Keys do not belong into it"),
+        ({"judge_endpoint": "http://key@judge/v1", "judge_model": "m"}, "A URL must not contain keys"),
         (
             {"endpoint": "http://a/v1", "endpoint_model": "m", "generate_samples": 0},
             "endpoint has no prompts to answer",
         ),
         ({"judge_endpoint": "http://judge/v1"}, "judge_endpoint and judge_model belong together"),
-        ({"endpoint": "vllm:8000", "endpoint_model": "m"}, "not an address such as"),
-        ({"judge_endpoint": "http://j/v1", "judge_model": "m", "judge_rival": "served"}, "endpoint is empty"),
+        ({"endpoint": "vllm:8000", "endpoint_model": "m"}, "not a URL such as"),
+        ({"judge_endpoint": "http://j/v1", "judge_model": "m", "judge_baseline": "served"}, "endpoint is empty"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
@@ -206,7 +208,13 @@ def test_settings_that_cannot_be_are_refused(settings, message):
     assert message in str(error.value)
 
 
-def test_the_card_writes_figures_answers_and_examples(inputs, tmp_path):
+def test_the_old_name_of_judge_baseline_is_accepted_with_a_warning(capsys):
+    settings = step.Settings.of({"settings": {"judge_rival": "base_few_shot"}})
+    assert settings.judge_baseline == "base_few_shot"
+    assert "warning: judge_rival is now called judge_baseline" in capsys.readouterr().out
+
+
+def test_the_card_writes_metrics_answers_and_examples(inputs, tmp_path):
     report = dsl.Metrics(uri=str(tmp_path / "report.json"))
     examples = dsl.Dataset(uri=str(tmp_path / "examples"))
     artifacts = {
@@ -228,4 +236,4 @@ def test_the_card_writes_figures_answers_and_examples(inputs, tmp_path):
     assert examples.metadata["content_hash"].startswith("sha256:")
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page and "http" not in page
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Figures", "Where it got better", "Answers (2)"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Metrics", "Difference by row and slice", "Answers (2)"]

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_finetune.components.evaluation.evaluate.adapter import adapted, with_adapter
+from llm_finetune.components.evaluation.evaluate.adapter import load_adapter, use_adapter
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 
@@ -31,10 +31,10 @@ def test_the_base_is_exact_where_the_adapter_s_initial_values_were_taken_out_of_
         wanted = load(inputs["model_config"])(IDS).logits, trained(IDS).logits
     shutil.copytree(inputs["ft_result"], tmp_path / "ft")
     trained.save_pretrained(tmp_path / "ft")
-    model = with_adapter(load(inputs["model_config"]), tmp_path / "ft").eval()
+    model = load_adapter(load(inputs["model_config"]), tmp_path / "ft").eval()
     with torch.no_grad():
         for tuned in (False, True, False, True):
-            with adapted(model, tuned):
+            with use_adapter(model, tuned):
                 found = model(IDS).logits
             assert torch.allclose(found, wanted[tuned], atol=1e-4)
             assert tuned or torch.equal(found, wanted[0])
@@ -56,8 +56,8 @@ def test_a_row_whose_last_answer_was_cut_off_is_no_prompt(inputs, evaluated, tmp
         writer.write(table)
     evaluation = evaluated(max_new_tokens=2, few_shot=0, val_tokens=tmp_path / "cut")
     assert evaluation.metrics["samples_used"] == 12 and evaluation.metrics["generated_samples"] == 9
-    assert {sample["row"] for sample in evaluation.samples} == set(range(3, 12))
-    assert evaluation.notes[0].startswith("3 of 12 rows were not answered: max_length cut off")
+    assert {sample.row for sample in evaluation.samples} == set(range(3, 12))
+    assert evaluation.notes[0].startswith("3 of 12 rows have no generated answers: max_length truncated")
 
 
 @pytest.mark.parametrize("pad", ["[PAD]", None])
@@ -72,9 +72,9 @@ def test_no_batch_is_filled_with_a_token_that_the_model_has_no_embedding_for(inp
     assert (found.metrics, found.samples) == (plain.metrics, plain.samples)
 
 
-def test_a_damaged_adapter_is_a_mistake_that_is_told(inputs, tmp_path):
+def test_a_damaged_adapter_is_a_user_error(inputs, tmp_path):
     folder = shutil.copytree(inputs["ft_result"], tmp_path / "ft")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(UserError, match=r"the adapter in .* does not fit the base model"):
-        with_adapter(load(inputs["model_config"]), folder)
+        load_adapter(load(inputs["model_config"]), folder)

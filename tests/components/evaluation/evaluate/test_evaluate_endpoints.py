@@ -73,9 +73,9 @@ PAIRS = [Pair("say hi", "hi", "hi", "no"), Pair("say ho", "ho", "no", "ho"), Pai
 
 def test_a_judge_sees_both_orders_and_only_what_holds_in_both_counts(server):
     server.reply = prefers(lambda a, b: "[[C]]" if a == b else "[[A]]" if b == "no" else "[[B]]")
-    verdicts = judge.judge(endpoint(server), PAIRS)
+    verdicts = judge.judge_pairs(endpoint(server), PAIRS)
     assert [verdict.outcome for verdict in verdicts] == ["win", "loss", "tie"]
-    found = judge.figures(verdicts, 0)
+    found = judge.judge_metrics(verdicts, 0)
     assert (found["judge_win_rate"], found["judge_wins"], found["judge_ties"], found["judge_losses"]) == (0.5, 1, 1, 1)
     assert (found["judge_agreement"], found["judge_unreadable"]) == (1.0, 0)
     assert (found["judge_prompt_tokens"], found["judge_completion_tokens"]) == (600, 42)
@@ -85,17 +85,17 @@ def test_a_judge_sees_both_orders_and_only_what_holds_in_both_counts(server):
 
 def test_a_judge_that_always_likes_the_first_answer_gives_only_ties(server):
     server.reply = prefers(lambda a, b: "[[A]]")
-    found = judge.figures(judge.judge(endpoint(server), PAIRS), 0)
+    found = judge.judge_metrics(judge.judge_pairs(endpoint(server), PAIRS), 0)
     assert (found["judge_win_rate"], found["judge_ties"], found["judge_agreement"]) == (0.5, 3, 0.0)
 
 
 def test_replies_without_a_verdict_are_counted_and_none_at_all_is_an_error(server):
     server.reply = prefers(lambda a, b: "[[A]]" if a == "hi" else "hm")
-    found = judge.figures(judge.judge(endpoint(server), PAIRS), 0)
+    found = judge.judge_metrics(judge.judge_pairs(endpoint(server), PAIRS), 0)
     assert (found["judge_unreadable"], found["judge_ties"]) == (5, 3)
     server.reply = prefers(lambda a, b: "hm")
     with pytest.raises(EndpointError, match="none of the judge's 6 replies ends with a verdict"):
-        judge.judge(endpoint(server), PAIRS)
+        judge.judge_pairs(endpoint(server), PAIRS)
 
 
 def refuse(path, body, headers):
@@ -107,24 +107,24 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(server, monkeypat
     server.reply = refuse
     monkeypatch.setenv("JUDGE_API_KEY", "wrong-secret")
     with pytest.raises(EndpointError, match=r"refused the key: HTTP 401.*JUDGE_API_KEY, which is set") as error:
-        judge.judge(endpoint(server), PAIRS)
+        judge.judge_pairs(endpoint(server), PAIRS)
     assert "wrong-secret" not in str(error.value)
     monkeypatch.setenv("JUDGE_API_KEY", "right")
-    assert len(judge.judge(endpoint(server), PAIRS)) == 3
+    assert len(judge.judge_pairs(endpoint(server), PAIRS)) == 3
 
 
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
         (lambda *request: (404, {"error": {"message": "no such model"}}), "answered HTTP 404 for the model 'm'"),
-        (lambda *request: (200, "<html>portal</html>"), "sent a reply without an answer: '<html>portal"),
-        (lambda *request: (200, {"choices": []}), "sent a reply without an answer"),
+        (lambda *request: (200, "<html>portal</html>"), "sent a response without choices: '<html>portal"),
+        (lambda *request: (200, {"choices": []}), "sent a response without choices"),
     ],
 )
 def test_what_a_server_does_wrong_is_named(server, reply, message):
     server.reply = reply
     with pytest.raises(EndpointError, match=re.escape(message)):
-        judge.judge(endpoint(server), PAIRS[:1])
+        judge.judge_pairs(endpoint(server), PAIRS[:1])
 
 
 def test_a_judge_that_times_out_is_named_and_keeps_the_gate_closed(server, evaluated, tmp_path):
@@ -146,7 +146,7 @@ def test_a_server_that_is_not_there_is_named(server):
     server.shutdown()
     server.server_close()
     with pytest.raises(EndpointError, match=f"{server.url} cannot be reached: .*refused"):
-        judge.judge(endpoint(server), PAIRS[:1])
+        judge.judge_pairs(endpoint(server), PAIRS[:1])
 
 
 def test_a_served_model_answers_the_same_prompts_and_is_judged_too(server, inputs, evaluated):
@@ -169,11 +169,11 @@ def test_a_served_model_answers_the_same_prompts_and_is_judged_too(server, input
 
     server.reply = reply
     evaluation = evaluated(generate_samples=3, max_new_tokens=5, endpoint=server.url, endpoint_model="m",
-                           judge_endpoint=server.url, judge_model="m", judge_rival="served",
+                           judge_endpoint=server.url, judge_model="m", judge_baseline="served",
                            concurrent_requests=1)  # fmt: skip
     metrics = evaluation.metrics
     assert (metrics["served_agreement"], metrics["judge_win_rate"], metrics["judge_agreement"]) == (1.0, 0.5, 1.0)
-    for figure in ("exact_match", "stop_rate", "mean_tokens", "chrf"):
-        assert metrics[f"served_{figure}"] == metrics[f"tuned_{figure}"]
-    assert evaluation.samples[0]["judge"] == {"tuned_first": "tie", "tuned_second": "tie", "outcome": "tie"}
+    for metric in ("exact_match", "stop_rate", "mean_tokens", "chrf"):
+        assert metrics[f"served_{metric}"] == metrics[f"tuned_{metric}"]
+    assert evaluation.samples[0].as_json()["judge"] == {"tuned_first": "tie", "tuned_second": "tie", "outcome": "tie"}
     assert not evaluation.problems

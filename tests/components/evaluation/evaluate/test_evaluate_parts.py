@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from llm_finetune.components.evaluation.evaluate import comparison, intervals, rows
 from llm_finetune.components.evaluation.evaluate.batching import TokenBudget
-from llm_finetune.components.evaluation.evaluate.differences import ADDED, MISSING, SAME, Piece, differences
-from llm_finetune.components.evaluation.evaluate.generation import Answer, with_examples
+from llm_finetune.components.evaluation.evaluate.generation import Answer, prepend_examples
 from llm_finetune.components.evaluation.evaluate.intervals import Ratio
 from llm_finetune.components.evaluation.evaluate.loss import Losses, length_buckets
 from llm_finetune.components.evaluation.evaluate.page import forest, histogram
 from llm_finetune.components.evaluation.evaluate.rows import Prompt
-from llm_finetune.components.evaluation.evaluate.scores import Scorer, ratios, repetition
+from llm_finetune.components.evaluation.evaluate.scores import Scorer, aggregate, repetition
 from llm_finetune.components.evaluation.evaluate.settings import Settings
+from llm_finetune.components.evaluation.evaluate.word_diff import Piece, word_diff
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 
@@ -25,7 +25,7 @@ from llm_finetune.components.shared.errors import UserError
 def scored(references, texts, stopped=True, **chosen):
     scorer = Scorer(Settings(**{"text_scores": "", **chosen}), references)
     pairs = zip(references, texts, strict=True)
-    found = ratios([scorer.score(reference, Answer(text, 3, stopped)) for reference, text in pairs])
+    found = aggregate([scorer.score(reference, Answer(text, 3, stopped)) for reference, text in pairs])
     return {name: ratio.value for name, ratio in found.items()}
 
 
@@ -43,7 +43,7 @@ def test_json_answers_are_compared_field_by_field():
     assert (perfect["exact_match"], perfect["field_f1"], perfect["json_valid"], perfect["stop_rate"]) == (1, 1, 1, 0)
 
 
-def test_which_figures_apply_follows_from_references_and_settings():
+def test_which_metrics_apply_follows_from_references_and_settings():
     always = {"exact_match", "stop_rate", "mean_tokens", "repetition"}
     assert set(scored(["12"], ["12"])) == always
     assert set(scored(["{}"], ["{}"], answer_format="text")) == always
@@ -77,21 +77,39 @@ def losses_of(base, tuned, tokens):
     )
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap_and_needs_no_memory_for_it(monkeypatch):
+def test_the_interval_is_that_of_a_plain_bootstrap_with_the_same_draws(monkeypatch):
     generator = np.random.default_rng(0)
     tokens = generator.integers(1, 50, 200)
     base = tokens * generator.normal(2, 0.3, 200)
     tuned = base - tokens * generator.normal(0.1, 0.4, 200)
-    metrics = comparison.loss_metrics(losses_of(base, tuned, tokens), seed=1)
-    plain = []
-    for _ in range(2000):
-        drawn = generator.integers(0, 200, 200)
-        plain.append((tuned[drawn].sum() - base[drawn].sum()) / tokens[drawn].sum())
+    losses = losses_of(base, tuned, tokens)
+    metrics = comparison.loss_metrics(losses, seed=1)
+    draws = np.random.default_rng(1).integers(0, 200, (2000, 200))
+    plain = [tuned[drawn].sum() / tokens[drawn].sum() - base[drawn].sum() / tokens[drawn].sum() for drawn in draws]
     assert metrics["loss_delta"] == pytest.approx((tuned.sum() - base.sum()) / tokens.sum())
-    assert metrics["loss_delta_ci_low"] == pytest.approx(np.quantile(plain, 0.025), abs=0.01)
-    assert metrics["loss_delta_ci_high"] == pytest.approx(np.quantile(plain, 0.975), abs=0.01)
-    monkeypatch.setattr(intervals, "DRAWS_AT_ONCE", 1000)
-    assert comparison.loss_metrics(losses_of(base, tuned, tokens), seed=1) == pytest.approx(metrics)
+    assert metrics["loss_delta_ci_low"] == pytest.approx(np.quantile(plain, 0.025), abs=1e-12)
+    assert metrics["loss_delta_ci_high"] == pytest.approx(np.quantile(plain, 0.975), abs=1e-12)
+    monkeypatch.setattr(intervals, "DRAWS_PER_BATCH", 1000)
+    assert comparison.loss_metrics(losses, seed=1) == pytest.approx(metrics, abs=1e-12)
+
+
+def test_the_interval_of_one_row_is_its_value():
+    found = intervals.bootstrap_intervals({"mean": Ratio(np.array([3.0]), np.ones(1))}, {"zero": ("mean", "mean")}, 0)
+    assert found == {"mean": intervals.Interval(3.0, 3.0), "zero": intervals.Interval(0.0, 0.0)}
+
+
+def test_intervals_take_the_same_memory_for_more_rows(monkeypatch):
+    def peak(rows):
+        ratio = Ratio(np.ones(rows), np.ones(rows))
+        tracemalloc.start()
+        intervals.bootstrap_intervals({"mean": ratio}, {}, 0)
+        high = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return high
+
+    monkeypatch.setattr(intervals, "DRAWS_PER_BATCH", 40_000)
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
+    assert peak(8_000) < 1.5 * peak(2_000)
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():
@@ -99,14 +117,14 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     hits = 0
     for seed in range(60):
         values = generator.normal(0.3, 1.0, 80)
-        found = intervals.intervals({"mean": Ratio(values, np.ones(80))}, {}, seed)["mean"]
+        found = intervals.bootstrap_intervals({"mean": Ratio(values, np.ones(80))}, {}, seed)["mean"]
         hits += found.low <= 0.3 <= found.high
     assert 51 <= hits <= 60  # 57 expected
 
 
 def test_slices_add_up_and_small_ones_do_not_count_as_the_worst():
     losses = losses_of([2.0] * 12 + [1.0], [1.0] * 12 + [5.0], [1] * 13)
-    found = comparison.slices(losses, {"source": ["web"] * 12 + ["odd"]}, seed=0)
+    found = comparison.compare_slices(losses, {"source": ["web"] * 12 + ["odd"]}, seed=0)
     assert [(one.name, one.rows, one.delta) for one in found] == [("odd", 1, 4.0), ("web", 12, -1.0)]
     assert comparison.worst_slice(found) == {"worst_slice_loss_delta": -1.0}
     assert comparison.worst_slice(found[:1]) == {}
@@ -116,7 +134,7 @@ def test_length_slices_are_powers_of_two_so_that_runs_compare():
     assert length_buckets(np.array([1, 64, 65, 128, 129, 1024])) == [
         "1-64 tokens", "1-64 tokens", "65-128 tokens", "65-128 tokens", "129-256 tokens", "513-1024 tokens"
     ]  # fmt: skip
-    by_length = comparison.slices(
+    by_length = comparison.compare_slices(
         losses_of([1.0] * 3, [1.0] * 3, [1] * 3), {"length": length_buckets(np.array([1000, 70, 3]))}, 0
     )
     assert [one.name for one in by_length] == ["1-64 tokens", "65-128 tokens", "513-1024 tokens"]
@@ -157,17 +175,17 @@ def test_a_real_allocation_that_fails_is_taken_for_memory():
 
 def test_examples_are_whole_documents_and_begin_the_sequence_once():
     prompt = Prompt(0, [1, 30, 31], "x")
-    shown = with_examples([prompt], [[1, 10, 2], [1, 20, 2]], bos=1)
+    shown = prepend_examples([prompt], [[1, 10, 2], [1, 20, 2]], bos=1)
     assert shown[0].input_ids == [1, 10, 2, 20, 2, 30, 31]
-    turns = with_examples([prompt], [[1, 10, 1, 11, 2]], bos=1)  # ChatML: the token opens every turn
+    turns = prepend_examples([prompt], [[1, 10, 1, 11, 2]], bos=1)  # ChatML: the token opens every turn
     assert turns[0].input_ids == [1, 10, 1, 11, 2, 1, 30, 31]
 
 
 def test_examples_come_from_packed_rows_document_by_document(inputs):
-    found = rows.examples(inputs["train_tokens"], 6, 10, seed=0)
+    found = rows.sample_examples(inputs["train_tokens"], 6, 10, seed=0)
     assert sorted(found) == [[4 + i, 5 + i, 6 + i, 2] for i in range(6)]
-    assert rows.examples(inputs["train_tokens"], 7, 10, seed=0) == []
-    assert rows.examples(inputs["train_tokens"], 2, 3, seed=0) == []
+    assert rows.sample_examples(inputs["train_tokens"], 7, 10, seed=0) == []
+    assert rows.sample_examples(inputs["train_tokens"], 2, 3, seed=0) == []
 
 
 def test_reading_rows_takes_the_same_memory_for_more_rows(tmp_path):
@@ -177,10 +195,10 @@ def test_reading_rows_takes_the_same_memory_for_more_rows(tmp_path):
         with tables.ShardWriter(tmp_path / str(count), table.schema) as writer:
             writer.write(table)
         del table, lists
-        chosen = rows.choose(tmp_path / str(count), 0, 0)
+        chosen = rows.sample_rows(tmp_path / str(count), 0, 0)
         tracemalloc.start()
         seen = 0
-        for window in rows.windows(tmp_path / str(count), chosen):
+        for window in rows.read_windows(tmp_path / str(count), chosen):
             seen += len(window)
         high = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -191,24 +209,25 @@ def test_reading_rows_takes_the_same_memory_for_more_rows(tmp_path):
 
 
 def test_differences_mark_words_of_the_answer_and_of_the_reference():
-    assert differences('{"city": "Rome"}', '{"city": "Oslo"}') == [
-        Piece(SAME, '{"city": "'), Piece(MISSING, "Rome"), Piece(ADDED, "Oslo"), Piece(SAME, '"}')
+    assert word_diff('{"city": "Rome"}', '{"city": "Oslo"}') == [
+        Piece("same", '{"city": "'), Piece("missing", "Rome"), Piece("added", "Oslo"), Piece("same", '"}')
     ]  # fmt: skip
-    assert differences("same text", " same text ") == [Piece(SAME, "same text")]
-    assert differences("alpha beta", "something else entirely, at length") == [
-        Piece(SAME, "something else entirely, at length")
+    assert word_diff("same text", " same text ") == [Piece("same", "same text")]
+    assert word_diff("alpha beta", "something else entirely, at length") == [
+        Piece("same", "something else entirely, at length")
     ]
 
 
 def test_the_drawings_show_every_row_and_hold_all_intervals():
     losses = losses_of([2.0] * 10, [1.0] * 9 + [3.0], [1] * 10)
     drawn = histogram(losses)
-    assert (drawn["better"], drawn["rows"], sum(count for _, count in drawn["counts"])) == (9, 10, 10)
+    assert (drawn.better, drawn.rows, sum(count for _, count in drawn.counts)) == (9, 10, 10)
     outlier = histogram(losses_of([2.0] * 400, [1.0] * 399 + [9.0], [1] * 400))
-    assert sum(count for at, count in outlier["counts"] if at < -1e-9) == outlier["better"] == 399
+    assert sum(count for at, count in outlier.counts if at < -1e-9) == outlier.better == 399
     metrics = comparison.loss_metrics(losses, 0)
-    lines = forest(comparison.slices(losses, {"length": ["a"] * 5 + ["b"] * 5}, 0), metrics)
-    assert [line["slice"].by for line in lines] == ["all rows", "length", "length"]
-    assert all(-1e-3 <= line[part] <= 100.001 for line in lines for part in ("x", "from", "to", "zero"))
+    lines = forest(comparison.compare_slices(losses, {"length": ["a"] * 5 + ["b"] * 5}, 0), metrics)
+    assert [line.slice.by for line in lines] == ["all rows", "length", "length"]
+    assert all(-1e-3 <= at <= 100.001 for line in lines for at in (line.x, line.start, line.end, line.zero))
     same = comparison.loss_metrics(losses_of([1.0], [1.0], [1]), 0)
-    assert all(math.isfinite(forest([], same)[0][part]) for part in ("x", "from", "to", "zero"))
+    (line,) = forest([], same)
+    assert all(math.isfinite(at) for at in (line.x, line.start, line.end, line.zero))

@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_finetune.components.evaluation.evaluate import harness
-from llm_finetune.components.evaluation.evaluate.adapter import with_adapter
+from llm_finetune.components.evaluation.evaluate.adapter import load_adapter
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
-from llm_finetune.components.evaluation.quality_gate.step import judge
+from llm_finetune.components.evaluation.quality_gate.step import apply_rules
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.modeling.losses import completion_nll, pad_rows
 
@@ -24,7 +24,7 @@ def at_the_root(monkeypatch, request):
 @pytest.fixture(scope="module")
 def model(inputs):
     base = AutoModelForCausalLM.from_pretrained(inputs["model_config"], dtype=torch.float32)
-    return with_adapter(base, inputs["ft_result"]).eval()
+    return load_adapter(base, inputs["ft_result"]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_local_task_is_scored_for_both_models_with_standard_errors(evaluated):
     assert metrics["task.colours.drop"] == pytest.approx(metrics["task.colours.base"] - metrics["task.colours.tuned"])
     errors = [math.sqrt(p * (1 - p) / 7) for p in (metrics["task.colours.base"], metrics["task.colours.tuned"])]
     assert metrics["task.colours.stderr"] == pytest.approx(math.hypot(*errors), abs=1e-6)
-    assert judge(parse_rules("task.colours.drop <= 2*stderr"), metrics)[0].passed == (
+    assert apply_rules(parse_rules("task.colours.drop <= 2*stderr"), metrics)[0].passed == (
         metrics["task.colours.drop"] <= 2 * metrics["task.colours.stderr"]
     )
 
@@ -80,15 +80,15 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(model, tokenizer, mon
     notes = []
     assert harness.run_tasks(model, tokenizer, loaded, chosen, notes) == pytest.approx(plain)
     assert notes == [
-        "tasks: out of memory with 16 rows at once, going on with 8",
-        "tasks: out of memory with 8 rows at once, going on with 4",
+        "tasks: out of memory with a batch size of 16, continuing with 8",
+        "tasks: out of memory with a batch size of 8, continuing with 4",
     ]
 
 
 def test_where_lower_is_better_a_drop_is_a_rise(model, tokenizer):
     loaded = harness.load_tasks(f"{TASKS}/prose.yaml", Settings())
-    figures = harness.run_tasks(model, tokenizer, loaded, Settings(), [])
-    assert figures["task.prose.drop"] == pytest.approx(figures["task.prose.tuned"] - figures["task.prose.base"])
+    metrics = harness.run_tasks(model, tokenizer, loaded, Settings(), [])
+    assert metrics["task.prose.drop"] == pytest.approx(metrics["task.prose.tuned"] - metrics["task.prose.base"])
 
 
 def test_an_unknown_task_is_named_with_the_nearest():

@@ -41,10 +41,10 @@ def report(tmp_path, metrics=METRICS):
         ("task.mmlu.drop <= stderr", False, "task.mmlu.drop = 0.015, task.mmlu.stderr = 0.01"),
         ("task.mmlu.acc_norm.drop <= 2*stderr", False, "task.mmlu.acc_norm.drop was not measured"),
         ("task.arc_easy.drop <= 2*stderr", False, "task.arc_easy.drop was not measured"),
-        ("judge_win_rate > 0.5", False, "judge_win_rate = nan is no finite number"),
-        ("judge_win_rate < 0.5", False, "judge_win_rate = nan is no finite number"),
-        ("judge_wins >= 0", False, "judge_wins = 'many' is no finite number"),
-        ("served_agreement >= 0", False, "served_agreement = True is no finite number"),
+        ("judge_win_rate > 0.5", False, "judge_win_rate = nan is not a finite number"),
+        ("judge_win_rate < 0.5", False, "judge_win_rate = nan is not a finite number"),
+        ("judge_wins >= 0", False, "judge_wins = 'many' is not a finite number"),
+        ("served_agreement >= 0", False, "served_agreement = True is not a finite number"),
     ],
 )  # fmt: skip
 def test_the_gate_opens_only_when_every_rule_holds(tmp_path, rules, opened, reason):
@@ -59,17 +59,17 @@ def test_the_gate_opens_only_when_every_rule_holds(tmp_path, rules, opened, reas
     [
         ("loss_dleta < 0", "names 'loss_dleta', which no evaluation reports; did you mean 'loss_delta'?"),
         ("loss_delta < tuned_los", "did you mean 'tuned_loss'?"),
-        ("loss_delta", "is not of the form 'figure < limit'"),
-        ("loss_delta != 0", "is not of the form 'figure < limit'"),
+        ("loss_delta", "is not of the form 'metric < limit'"),
+        ("loss_delta != 0", "is not of the form 'metric < limit'"),
         ("loss_delta < nan", "names 'nan', which no evaluation reports"),
-        ("loss_delta < 1e999", "has a limit that is no number: 1e999"),
+        ("loss_delta < 1e999", "has a limit that is not a finite number: 1e999"),
         ("stop_rat >= 0.99", "did you mean 'stop_rate'?"),
         ("exact_match_delta_ci_lo > 0", "did you mean 'exact_match_delta_ci_low'?"),
         (
             "task.mmlu.dorp <= 2*stderr",
-            "of a task there are base, tuned, drop, stderr, such as task.mmlu.drop; did you mean 'drop'?",
+            "the metrics of a task are base, tuned, drop, stderr, such as task.mmlu.drop; did you mean 'drop'?",
         ),
-        ("task.mmlu <= 0.1", "of a task there are"),
+        ("task.mmlu <= 0.1", "the metrics of a task are"),
         ("loss_delta <= 2*stderr", "names 'stderr'"),
         ("loss_delta <= 2**stderr", "is not of the form"),
     ],
@@ -111,7 +111,7 @@ def test_any_text_is_read_as_rules_or_refused_with_a_reason(text):
     except UserError as error:
         assert "the gate's rule" in str(error)
     else:
-        assert all(not verdict.passed for verdict in step.judge(rules, {}))
+        assert all(not verdict.passed for verdict in step.apply_rules(rules, {}))
 
 
 def test_the_card_returns_one_plain_bool_and_says_why(tmp_path):
