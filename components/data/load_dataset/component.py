@@ -20,7 +20,7 @@ def load_dataset(
     hf_revision: str = "",
     sha256: str = "",
     etag: str = "",
-    licence: str = "",
+    license: str = "",
     seed: int = -1,
     mixture: list = [],
     source_column: str = "source",
@@ -53,10 +53,10 @@ def load_dataset(
             between them; empty for any.
         etag: What Pin Sources saw of files elsewhere, a hash over several. Nothing is done with it: a changed file is
             another input by it, for which no earlier result is taken from the cache.
-        licence: Licence of the data, which the model card shows and warns of; by default what the Hub names.
+        license: License of the data, which the model card shows and warns of; by default what the Hub names.
         seed: -1 takes the first max_samples rows; 0 or more draws them by chance, which reads the whole source.
         mixture: Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, `hf_split`,
-            `hf_revision`) or `path` (and `sha256`), `licence`, `weight` (1 by default), `name`, and `columns` (new name
+            `hf_revision`) or `path` (and `sha256`), `license`, `weight` (1 by default), `name`, and `columns` (new name
             to old, to choose and rename). Weights are shares of the result: it has max_samples rows, or as many as the
             smallest source allows at its share; no row is taken twice.
         source_column: Column that holds the name of each row's source in a mixture; empty for none.

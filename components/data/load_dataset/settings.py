@@ -1,14 +1,15 @@
 """Settings of the Load Dataset card."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from llm_finetune.components.shared.settings import CardSettings
+from llm_finetune.components.shared.settings import CardSettings, with_new_names
 from llm_finetune.components.shared.urls import without_secrets
 
 
-class Member(BaseModel):
+class Member(CardSettings):
     """One source of a mixture.
 
     Attributes:
@@ -17,11 +18,11 @@ class Member(BaseModel):
         hf_dataset: Dataset on the Hub; or `path`.
         hf_config: As the card's setting of this name; so are `hf_split`, `hf_revision`, `sha256` and `etag`.
         path: Files, as `jsonl_path` or `jsonl_url` take them.
-        licence: As the card's setting of this name.
+        license: As the card's setting of this name.
         columns: Columns to take, by the name that they shall have; empty for all as they are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {"licence": "license"}
 
     name: str = ""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -32,13 +33,18 @@ class Member(BaseModel):
     path: str = ""
     sha256: str = ""
     etag: str = ""
-    licence: str = ""
+    license: str = ""
     columns: dict[str, str] = {}
 
     @property
     def label(self) -> str:
         """The value of `source_column`."""
         return self.name or self.hf_dataset or without_secrets(self.path)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, values: object) -> object:
+        return with_new_names(cls, values, "mixture") if isinstance(values, Mapping) else values
 
     @field_validator("sha256")
     @classmethod
@@ -54,6 +60,8 @@ class Member(BaseModel):
 
 class Settings(CardSettings):
     """Settings of the card; `component.py` documents them."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"licence": "license"}
 
     source_type: Literal["huggingface", "jsonl_url", "jsonl_path"] = Field(
         default="huggingface",
@@ -86,9 +94,9 @@ class Settings(CardSettings):
         description="What Pin Sources saw of files elsewhere, a hash over several. Nothing is done with it: a "
         "changed file is another input by it, for which no earlier result is taken from the cache.",
     )
-    licence: str = Field(
+    license: str = Field(
         default="",
-        description="Licence of the data, which the model card shows and warns of; by default what the Hub names.",
+        description="License of the data, which the model card shows and warns of; by default what the Hub names.",
     )
     seed: int = Field(
         default=-1,
@@ -99,7 +107,7 @@ class Settings(CardSettings):
     mixture: list[Member] = Field(
         default=[],
         description="Several sources in place of the one above, each a mapping of `hf_dataset` (and `hf_config`, "
-        "`hf_split`, `hf_revision`) or `path` (and `sha256`), `licence`, `weight` (1 by default), `name`, and "
+        "`hf_split`, `hf_revision`) or `path` (and `sha256`), `license`, `weight` (1 by default), `name`, and "
         "`columns` (new name to old, to choose and rename). Weights are shares of the result: it has max_samples "
         "rows, or as many as the smallest source allows at its share; no row is taken twice.",
     )
@@ -116,7 +124,7 @@ class Settings(CardSettings):
     def _mixture_stands_alone(self) -> Self:
         if not self.mixture:
             return self
-        beside = [name for name in ("jsonl_path", "jsonl_url", "sha256", "licence") if getattr(self, name)]
+        beside = [name for name in ("jsonl_path", "jsonl_url", "sha256", "license") if getattr(self, name)]
         if beside:
             raise ValueError(f"a mixture names all its sources; put {beside[0]} into one of them")
         labels = [member.label for member in self.mixture]

@@ -38,8 +38,8 @@ class Facts:
         source: Where they come from.
         revision: The Hub's commit, the file's checksum or its ETag, a hash over those of several; empty where there is
             none.
-        licence: As the settings or the Hub name it, else `unknown`.
-        sources: Of a mixture, each source's name, place, revision, licence, weight, rows read and rows taken.
+        license: As the settings or the Hub name it, else `unknown`.
+        sources: Of a mixture, each source's name, place, revision, license, weight, rows read and rows taken.
         content_hash: Hash of the written files.
     """
 
@@ -47,7 +47,7 @@ class Facts:
     columns: list[str]
     source: str
     revision: str
-    licence: str
+    license: str
     sources: list[dict[str, Any]]
     content_hash: str
 
@@ -57,7 +57,7 @@ class Facts:
 
     def origin(self) -> dict[str, Any]:
         """Returns what later cards shall know of the data."""
-        names = ("source", "revision", "licence", "rows", "content_hash")
+        names = ("source", "revision", "license", "rows", "content_hash")
         return {f"dataset_{name}": getattr(self, name) for name in names}
 
 
@@ -93,8 +93,8 @@ def _load_one(folder: Path, settings: Settings, scratch: Path) -> tuple[Facts, d
         keep(origin, folder, settings.max_samples)
     if origin.rows_by_file and not settings.max_samples:
         check_accounted("Load Dataset", sum(origin.rows_by_file.values()), tables.count_rows(folder))
-    licence = settings.licence or origin.licence or UNKNOWN
-    return _facts(folder, origin.name, origin.revision, licence, []), origin.rows_by_file
+    license = settings.license or origin.license or UNKNOWN
+    return _facts(folder, origin.name, origin.revision, license, []), origin.rows_by_file
 
 
 def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Facts, dict[str, int]]:
@@ -109,7 +109,7 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
             "name": member.label,
             "source": origin.name,
             "revision": origin.revision,
-            "licence": member.licence or origin.licence or UNKNOWN,
+            "license": member.license or origin.license or UNKNOWN,
             "weight": member.weight,
             "rows_read": read,
             "rows": taken,
@@ -118,13 +118,13 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
     ]
     places = distinct([origin.name for origin in origins])
     revision = combined({place: origin.revision for place, origin in zip(places, origins, strict=True)})
-    licence = hub.AND.join(dict.fromkeys(str(source["licence"]) for source in sources))
-    return _facts(folder, name, revision, licence, sources), {}
+    license = hub.LICENSE_SEPARATOR.join(dict.fromkeys(str(source["license"]) for source in sources))
+    return _facts(folder, name, revision, license, sources), {}
 
 
-def _facts(folder: Path, name: str, revision: str, licence: str, sources: list[dict[str, Any]]) -> Facts:
+def _facts(folder: Path, name: str, revision: str, license: str, sources: list[dict[str, Any]]) -> Facts:
     columns = tables.schema(folder).names
-    return Facts(tables.count_rows(folder), columns, name, revision, licence, sources, content_hash(folder))
+    return Facts(tables.count_rows(folder), columns, name, revision, license, sources, content_hash(folder))
 
 
 def _origin(settings: Settings) -> Origin:
@@ -192,7 +192,7 @@ def _show(
         facts=facts,
         taken="by weight, " + first if facts.sources else "all rows" if whole else first,
         sources=[
-            (source["name"], source["source"], source["revision"], source["licence"], f"{source['weight']:g}",
+            (source["name"], source["source"], source["revision"], source["license"], f"{source['weight']:g}",
              source["rows_read"], source["rows"], f"{100 * source['rows'] / facts.rows:.2f} %")
             for source in facts.sources
         ],

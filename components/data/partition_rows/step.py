@@ -12,7 +12,7 @@ import pyarrow as pa
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.data.filter_clean.worker import Cleaner
 from llm_finetune.components.data.load_dataset.step import Facts
-from llm_finetune.components.data.sources.hub import AND
+from llm_finetune.components.data.sources.hub import LICENSE_SEPARATOR
 from llm_finetune.components.data.sources.origins import combined
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
@@ -90,7 +90,7 @@ def whole(partitions: str | Path, metadata: Sequence[Mapping[str, Any]], dealt: 
         columns=tables.schema(part_of(partitions, 0)).names,
         source=names[0] if len(names) == 1 else f"{names[0]}, with {len(names) - 1:,} more shards",
         revision=combined(revisions),
-        licence=AND.join(dict.fromkeys(str(shard.get("licence", "")) for shard in metadata)),
+        license=LICENSE_SEPARATOR.join(dict.fromkeys(str(shard.get("license", "")) for shard in metadata)),
         sources=[],
         content_hash=content_hash(partitions),
     )

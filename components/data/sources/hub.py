@@ -10,11 +10,11 @@ import pyarrow as pa
 from llm_finetune.components.shared.errors import UserError
 
 ROWS = 1_000
-AND = " and "  # between the names of several licences
+LICENSE_SEPARATOR = " and "
 
 
 def resolved(dataset: str, revision: str) -> tuple[str, str]:
-    """Returns the commit that a revision of a dataset means now, and the licence that its card names, or nothing.
+    """Returns the commit that a revision of a dataset means now, and the license that its card names, or nothing.
 
     Args:
         dataset: Name on the Hub, such as `tatsu-lab/alpaca`.
@@ -30,7 +30,7 @@ def resolved(dataset: str, revision: str) -> tuple[str, str]:
     if not info.sha:
         raise UserError(f"the Hub names no commit for {dataset}")
     named = (info.card_data.get("license") if info.card_data else None) or []
-    return info.sha, AND.join([named] if isinstance(named, str) else named)
+    return info.sha, LICENSE_SEPARATOR.join([named] if isinstance(named, str) else named)
 
 
 def rows(dataset: str, config: str, split: str, commit: str) -> Iterator[pa.RecordBatch]:

@@ -18,12 +18,12 @@ class Origin(Protocol):
     Attributes:
         name: The place, for messages and lineage.
         revision: What of it was read, known afterwards: commit, checksum or ETag; empty where there is none.
-        licence: As the Hub names it; empty where nothing does.
+        license: As the Hub names it; empty where nothing does.
         rows_by_file: Rows read of each file, once they were.
     """
 
     name: str
-    licence: str
+    license: str
     rows_by_file: dict[str, int]
 
     @property
@@ -52,7 +52,7 @@ class HubSplit:
     def __init__(self, dataset: str, config: str, split: str, revision: str) -> None:
         """Resolves the revision; see `hub.resolved`."""
         self._parts = (dataset, config, split)
-        self.revision, self.licence = hub.resolved(dataset, revision)
+        self.revision, self.license = hub.resolved(dataset, revision)
         self.name = " ".join(part for part in self._parts if part)
         self.rows_by_file: dict[str, int] = {}
 
@@ -67,7 +67,7 @@ class HubSplit:
 class Files:
     """Files of any known format, one after the other, all with the same columns."""
 
-    licence = ""
+    license = ""
 
     def __init__(self, text: str, checksums: str) -> None:
         """Finds the files.

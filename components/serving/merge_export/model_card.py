@@ -119,7 +119,7 @@ def _limits(licence: str, origin: Mapping[str, Any], evaluation: Mapping[str, An
     ]
     if not evaluation:
         notes.append("It was not evaluated.")
-    data_licence = str(origin.get("dataset_licence") or "unknown")
+    data_licence = str(origin.get("dataset_license") or origin.get("dataset_licence") or "unknown")
     for of, named in (("base model", licence), *(("data", name) for name in data_licence.split(" and "))):
         if named.lower() in UNNAMED:
             notes.append(f"**The licence of the {of} isn't known**: find out whether you may use and serve the result.")

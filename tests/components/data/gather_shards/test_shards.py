@@ -106,12 +106,12 @@ def test_rows_that_were_lost_on_the_way_are_refused(tmp_path, capsys):
 
 def test_the_gathered_rows_come_from_the_whole_source(tmp_path):
     shards = [dataset(tmp_path / name, pa.table({"text": [f"{name} {row}" for row in range(9)]}),
-                      source=name, licence=licence, revision=name * 2, origin={"dataset_rows": 9})
-              for name, licence in (("a", "mit"), ("b", "mit"), ("c", "cc0"))]  # fmt: skip
+                      source=name, license=license, revision=name * 2, origin={"dataset_rows": 9})
+              for name, license in (("a", "mit"), ("b", "mit"), ("c", "cc0"))]  # fmt: skip
     partitions = artifact(tmp_path / "partitions")
     partition_rows.python_func(shards, ["a", "b", "c"], partitions, 2)
     origin = partitions.metadata["origin"]
-    assert (origin["dataset_rows"], origin["dataset_licence"]) == (27, "mit and cc0")
+    assert (origin["dataset_rows"], origin["dataset_license"]) == (27, "mit and cc0")
     assert origin["dataset_source"] == "a, with 2 more shards" and origin["dataset_revision"].startswith("sha256:")
     assert origin["dataset_content_hash"] == partitions.metadata["content_hash"]
 

@@ -70,7 +70,7 @@ def test_the_hub(tmp_path):
         whole, pinned, part, by_path, split, config, none, refusal, revision, name, untyped = answers
         assert (whole["rows"], whole["revision"], whole["source"]) == (50, second, "org/alpaca train")
         assert (pinned["rows"], pinned["revision"]) == (3, first)
-        assert (whole["licence"], part["licence"]) == ("cc-by-nc-4.0 and mit", "unknown")
+        assert (whole["license"], part["license"]) == ("cc-by-nc-4.0 and mit", "unknown")
         assert (part["rows"], part["revision"]) == (1500, lines)
         assert by_path["rows"] == 3000
         assert [row for batch in tables.batches(tmp_path / "a" / "0") for row in batch.to_pylist()] == ROWS

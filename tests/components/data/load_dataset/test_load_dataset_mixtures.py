@@ -41,13 +41,13 @@ def test_weights_are_shares(tmp_path, two):
     assert set(mixed(tmp_path, two, source_column="")[1][0]) == {"text"}
 
 
-def test_licences_are_those_of_all_sources(tmp_path, two):
-    facts, _ = mixed(tmp_path, [{**two[0], "licence": "mit"}, two[1]])
-    assert (facts.licence, [source["licence"] for source in facts.sources]) == ("mit and unknown", ["mit", "unknown"])
-    assert facts.origin()["dataset_licence"] == "mit and unknown"
-    assert load(tmp_path, f"{tmp_path}/many.jsonl", licence="cc0-1.0")[0].licence == "cc0-1.0"
-    with pytest.raises(UserError, match="put licence into one of them"):
-        mixed(tmp_path, two, licence="mit")
+def test_licenses_are_those_of_all_sources(tmp_path, two):
+    facts, _ = mixed(tmp_path, [{**two[0], "license": "mit"}, two[1]])
+    assert (facts.license, [source["license"] for source in facts.sources]) == ("mit and unknown", ["mit", "unknown"])
+    assert facts.origin()["dataset_license"] == "mit and unknown"
+    assert load(tmp_path, f"{tmp_path}/many.jsonl", license="cc0-1.0")[0].license == "cc0-1.0"
+    with pytest.raises(UserError, match="put license into one of them"):
+        mixed(tmp_path, two, license="mit")
 
 
 def test_a_seeded_mixture_is_the_same_again(tmp_path, two):
@@ -93,3 +93,15 @@ def test_counts_are_the_largest_that_the_shares_allow(parts, most):
         assert abs(count - total * weight / sum(weights)) <= 2
     most_possible = min(rows * sum(weights) / weight for rows, weight in parts)
     assert total >= min(most_possible, most or most_possible) - len(parts) - 1
+
+
+def test_the_old_name_of_license_is_accepted_with_a_warning(tmp_path, two, capsys):
+    facts, _ = mixed(tmp_path, [{**two[0], "licence": "mit"}, two[1]])
+    assert facts.license == "mit and unknown"
+    warning = "warning: mixture.licence is now called license; the next version no longer accepts licence\n"
+    assert warning in capsys.readouterr().out
+    settings = {"settings": {"licence": "mit"}}
+    assert step.Settings.of(settings).license == "mit"
+    assert "warning: licence is now called license" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"mixture.licence is the old name of mixture.license: give license alone"):
+        mixed(tmp_path, [{**two[0], "licence": "mit", "license": "mit"}, two[1]])
