@@ -43,6 +43,6 @@ def vllm_serve(
     if settings.storage_uri:
         metadata.pop(STORE, None)  # it tells how to reach the artifact, not the copy
     uri = settings.storage_uri or model_uri or str(model_path)
-    model = targets.Served(Path(model_path), uri, metadata, questions.of_report(eval_report) if eval_report else [])
+    model = targets.Served(Path(model_path), uri, metadata, questions.from_report(eval_report) if eval_report else [])
     deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]
     return deploy(model, Path(deployment_info_path), Path(page_path), settings)

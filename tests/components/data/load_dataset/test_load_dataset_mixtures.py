@@ -46,7 +46,7 @@ def test_licenses_are_those_of_all_sources(tmp_path, two):
     assert (facts.license, [source["license"] for source in facts.sources]) == ("mit and unknown", ["mit", "unknown"])
     assert facts.origin()["dataset_license"] == "mit and unknown"
     assert load(tmp_path, f"{tmp_path}/many.jsonl", license="cc0-1.0")[0].license == "cc0-1.0"
-    with pytest.raises(UserError, match="put license into one of them"):
+    with pytest.raises(UserError, match="license cannot be combined with mixture"):
         mixed(tmp_path, two, license="mit")
 
 
@@ -64,9 +64,9 @@ def test_what_mixtures_do_wrong(tmp_path, two):
 
     assert "mixture.1.weight" in wrong({"weight": 0})
     assert "did you mean 'weight'" in wrong({"weigth": 1})
-    assert "either hf_dataset or path" in wrong({"hf_dataset": "org/data"})
-    assert "give each a name" in wrong({"name": "many"})
-    assert "mixture.1.columns.text = 'qq': no row of 'few' has it; did you mean 'q'" in wrong(
+    assert "exactly one of hf_dataset and path" in wrong({"hf_dataset": "org/data"})
+    assert "set a different name for each" in wrong({"name": "many"})
+    assert "mixture.1.columns.text = 'qq': 'few' has no such column; did you mean 'q'" in wrong(
         {"columns": {"text": "qq"}}
     )
     assert "has a column 'q'" in wrong({"columns": {}}) and "can be chosen and renamed with `columns`" in wrong(
@@ -85,7 +85,7 @@ def test_what_mixtures_do_wrong(tmp_path, two):
 )
 def test_counts_are_the_largest_that_the_shares_allow(parts, most):
     available, weights = [rows for rows, _ in parts], [weight for _, weight in parts]
-    taken = mixture.counts(available, weights, most)
+    taken = mixture.rows_per_source(available, weights, most)
     total = sum(taken)
     assert all(0 <= count <= rows for count, rows in zip(taken, available, strict=True))
     assert not most or total <= most
