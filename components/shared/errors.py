@@ -28,3 +28,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException, characters: int = 400) -> str:
+    """Returns an error's message as one line of at most so many characters, for libraries that use several lines."""
+    return " ".join(str(error).split())[:characters] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Reading several datasets behind one another."""
+"""Reads several datasets as one."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,29 +10,27 @@ from llm_finetune.components.shared.errors import UserError
 
 
 def common_schema(folders: Sequence[str | Path]) -> pa.Schema:
-    """Returns the columns of all datasets.
+    """Returns the common schema of several datasets.
 
     Args:
-        folders: Their folders.
+        folders: Folders of the datasets.
 
     Raises:
-        UserError: If they do not have the same columns, or a column has not the same type in all.
+        UserError: If columns or their types differ.
     """
     schemas = [tables.schema(folder).remove_metadata() for folder in folders]
     for other in schemas:
         if other.names != schemas[0].names:
             columns = f"{', '.join(schemas[0].names)} and {', '.join(other.names)}"
-            raise UserError(f"the shards do not have the same columns: {columns}. Every file must have the same ones")
+            raise UserError(f"the shards have different columns: {columns}. All files need the same columns")
     try:
-        # A column that is null throughout one shard has no type there.
+        # A column that is null in all rows of a shard has the type null there.
         return pa.unify_schemas(schemas)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(
-            f"the shards do not have the same columns: {error}. Every file must have the same ones"
-        ) from None
+        raise UserError(f"the shards have different column types: {error}. All files need the same columns") from None
 
 
-def rows_of(folder: str | Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Streams one of the datasets, with the schema that `common_schema` has returned."""
+def batches_of(folder: str | Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Streams one of the datasets, cast to the result of `common_schema`."""
     for batch in tables.batches(folder):
         yield batch.cast(schema)

@@ -1,4 +1,4 @@
-"""Whether every row is there: what a card was given, and what became of it."""
+"""Checks that no row is lost between and within cards."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from llm_finetune.components.shared.metadata import recorded
 
 
 def check_whole(datasets: Mapping[str, Any]) -> None:
-    """Refuses a dataset whose files do not hold the rows that its card has recorded: a file did not arrive.
+    """Raises if the files of a dataset have a different number of rows than its metadata.
 
     Args:
-        datasets: Input artifacts by name (anything with `path` and `metadata`); absent ones may be None. One without
-            `rows` in its metadata, as one that was imported, has nothing to be compared with.
+        datasets: Input artifacts by name (objects with `path` and `metadata`), or None. Artifacts without `rows` in
+            their metadata, such as imported ones, are not checked.
 
     Raises:
-        UserError: If rows are missing, or a file is not whole.
+            UserError: If rows are missing or a file is truncated.
     """
     for name, dataset in datasets.items():
         rows = recorded(dataset).get("rows") if dataset is not None else None
@@ -28,59 +28,59 @@ def check_whole(datasets: Mapping[str, Any]) -> None:
 
 
 def check_files(name: str, folder: str | Path, rows: int) -> None:
-    """Refuses a folder whose files do not hold so many rows.
+    """Raises if the files of a folder have a different number of rows.
 
     Args:
-        name: What the folder is, for the message.
-        folder: Folder of Parquet files.
-        rows: Rows that were written.
+        name: Name of the folder for the message.
+        folder: Folder with Parquet files.
+        rows: Expected number of rows.
 
     Raises:
-        UserError: If rows are missing, or a file is not whole.
+        UserError: If rows are missing or a file is truncated.
     """
-    again = "Files were lost or cut in the object store: run the card that made it again, without its cached result"
-    held = 0
+    hint = "Files were lost or truncated in the object store: run the card that wrote it again, without the cache"
+    found = 0
     for file in sorted(Path(folder).glob("*.parquet")):
         try:
-            held += pq.read_metadata(file).num_rows
+            found += pq.read_metadata(file).num_rows
         except pa.ArrowInvalid as error:
-            raise UserError(f"{name} file {file.name} is not a whole Parquet file ({error}). {again}") from None
-    if held != rows:
-        raise UserError(f"{name} was written with {rows:,} rows, but its files hold {held:,}. {again}")
+            raise UserError(f"{name}: {file.name} is not a complete Parquet file ({error}). {hint}") from None
+    if found != rows:
+        raise UserError(f"{name} was written with {rows:,} rows, but its files have {found:,}. {hint}")
 
 
 def check_accounted(card: str, read: int, written: int, dropped: Mapping[str, int] | None = None) -> None:
-    """Refuses a result in which a row is neither written nor dropped for a reason, or is there twice.
+    """Raises unless every row was either written or dropped for a reason.
 
     Args:
-        card: Name of the card, for the message.
-        read: Rows that the input's files hold.
-        written: Rows that went on.
-        dropped: Rows that did not, by reason.
+        card: Name of the card for the message.
+        read: Rows in the input's files.
+        written: Rows in the output.
+        dropped: Dropped rows by reason.
 
     Raises:
-        UserError: If the numbers do not add up.
+            UserError: If the numbers do not add up.
     """
     lost = sum((dropped or {}).values())
     missing = read - written - lost
     if missing:
         raise UserError(
-            f"{card} was given {read:,} rows, wrote {written:,} and dropped {lost:,}: {abs(missing):,} are "
-            f"{'missing' if missing > 0 else 'too many'}. This is a fault of the card, not of the data: "
+            f"{card} read {read:,} rows, wrote {written:,} and dropped {lost:,}: {abs(missing):,} are "
+            f"{'missing' if missing > 0 else 'too many'}. This is a defect of the card, not of the data: "
             "report it with the card's settings and the columns of its input"
         )
 
 
 def planned_order(kind: str, planned: Sequence[str], arrived: Sequence[str]) -> list[int]:
-    """Returns the places of artifacts in the order in which they were planned; refuses any but exactly these.
+    """Returns the indices of artifacts in the planned order; raises unless exactly the planned ones arrived.
 
     Args:
-        kind: What they are: `shard` or `partition`.
-        planned: Name of each that was planned.
-        arrived: Name of each that is there.
+        kind: Kind of the artifacts: `shard` or `partition`.
+        planned: Names of the planned artifacts.
+        arrived: Names of the artifacts that arrived.
 
     Raises:
-        UserError: Naming what is missing and what is too much.
+        UserError: If artifacts are missing, duplicate or not planned.
     """
     order: list[int] = []
     rest, missing = list(range(len(arrived))), []
@@ -93,10 +93,10 @@ def planned_order(kind: str, planned: Sequence[str], arrived: Sequence[str]) -> 
             rest.remove(place)
     if missing or rest:
         found = [f"missing: {', '.join(missing)}"] if missing else []
-        found += [f"not planned, or there twice: {', '.join(arrived[place] for place in rest)}"] if rest else []
+        found += [f"not planned or duplicate: {', '.join(arrived[place] for place in rest)}"] if rest else []
         raise UserError(
-            f"{len(planned):,} {kind}s were planned, {len(arrived):,} arrived; {'; '.join(found)}. The backend has not "
-            "handed over all that the loop before has written. Run the pipeline again; if it fails here again, run it "
-            "with shards = 1 and report it with the version of the backend"
+            f"{len(planned):,} {kind}s were planned, {len(arrived):,} arrived; {'; '.join(found)}. The backend did not "
+            "pass on all outputs of the loop before. Run the pipeline again; if this error occurs again, use "
+            "shards = 1 and report it with the version of the backend"
         )
     return order

@@ -1,4 +1,4 @@
-"""Datasets between cards: folders of Parquet shards, written and read as a stream."""
+"""Datasets between cards: folders of Parquet shards, written and read as streams."""
 
 import os
 from collections import deque
@@ -21,23 +21,23 @@ Result = TypeVar("Result")
 MOST_THREADS = 8  # each holds a batch
 ROWS_PER_SHARD = 1_000_000
 ROWS_PER_GROUP = 16_384
-GROUP_BYTES = 16 << 20  # a group of long rows ends earlier, since readers hold a whole group
+GROUP_BYTES = 16 << 20  # limit for groups of long rows, as readers load a whole group
 
 
 class ShardWriter:
-    """Writes record batches into `part-00000.parquet`, `part-00001.parquet`, …; the folder appears when all is written.
+    """Writes record batches to `part-00000.parquet`, `part-00001.parquet`, …; the folder appears when it is complete.
 
-    Rows are gathered into groups of one size, however small the batches are. Use it as a context manager; an exception
-    inside leaves nothing behind.
+    Rows are buffered into row groups of equal size, independent of the size of the batches. Use it as a context
+    manager; after an exception nothing is left on disk.
     """
 
     def __init__(self, path: str | Path, schema: pa.Schema, rows_per_shard: int = ROWS_PER_SHARD) -> None:
-        """Names the output.
+        """Sets the output.
 
         Args:
             path: Folder to create.
             schema: Schema of every batch.
-            rows_per_shard: Rows after which the next file is begun.
+            rows_per_shard: Maximum rows per file.
         """
         self.path, self.schema, self.rows_per_shard = Path(path), schema, rows_per_shard
         self.rows = 0
@@ -45,11 +45,11 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
         self._shards = 0
         self._rows_in_shard = 0
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = self._waiting_bytes = 0
+        self._buffered: list[pa.Table] = []
+        self._buffered_rows = self._buffered_bytes = 0
 
     def __enter__(self) -> Self:
-        """Creates the folder that is written into."""
+        """Creates the folder."""
         self.folder = self._stack.enter_context(whole_folder(self.path))
         return self
 
@@ -57,23 +57,23 @@ class ShardWriter:
         """Appends rows of the writer's schema."""
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         self.rows += table.num_rows
-        self._wait(table)
-        if self._waiting_bytes >= GROUP_BYTES:
-            self._write_waiting(self._waiting_rows)
-        elif self._waiting_rows >= ROWS_PER_GROUP:
-            self._write_waiting(self._waiting_rows // ROWS_PER_GROUP * ROWS_PER_GROUP)
+        self._buffer(table)
+        if self._buffered_bytes >= GROUP_BYTES:
+            self._write_buffered(self._buffered_rows)
+        elif self._buffered_rows >= ROWS_PER_GROUP:
+            self._write_buffered(self._buffered_rows // ROWS_PER_GROUP * ROWS_PER_GROUP)
 
-    def _wait(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        self._waiting_rows += table.num_rows
-        self._waiting_bytes += table.nbytes
+    def _buffer(self, table: pa.Table) -> None:
+        self._buffered.append(table)
+        self._buffered_rows += table.num_rows
+        self._buffered_bytes += table.nbytes
 
-    def _write_waiting(self, rows: int) -> None:
-        """Writes the first `rows` of the rows that wait."""
-        table = pa.concat_tables(self._waiting)
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+    def _write_buffered(self, rows: int) -> None:
+        """Writes the first `rows` buffered rows."""
+        table = pa.concat_tables(self._buffered)
+        self._buffered, self._buffered_rows, self._buffered_bytes = [], 0, 0
         if rows < table.num_rows:
-            self._wait(table.slice(rows))
+            self._buffer(table.slice(rows))
         table = table.slice(0, rows)
         while table.num_rows:
             if self._writer is None:
@@ -90,10 +90,10 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Gives the folder its final name, or removes it after an exception."""
+        """Renames the folder to its final name, or removes it after an exception."""
         try:
-            if kind is None and self._waiting:
-                self._write_waiting(self._waiting_rows)
+            if kind is None and self._buffered:
+                self._write_buffered(self._buffered_rows)
             if kind is None and not self._shards:
                 self.write_empty_shard()
             self._close_shard()
@@ -103,7 +103,7 @@ class ShardWriter:
         self._stack.__exit__(kind, error, trace)
 
     def write_empty_shard(self) -> None:
-        """Writes a shard without rows, so that the columns of an empty result can be read."""
+        """Writes a shard without rows, so that an empty dataset has a schema."""
         self._writer = pq.ParquetWriter(self.folder / "part-00000.parquet", self.schema, compression="zstd")
         self._shards = 1
 
@@ -120,14 +120,14 @@ def shards(path: str | Path) -> list[Path]:
         path: The dataset's folder.
 
     Returns:
-        The files, at least one.
+        At least one file.
 
     Raises:
-        UserError: If the folder holds none.
+        UserError: If the folder has none.
     """
     files = sorted(Path(path).glob("*.parquet"))
     if not files:
-        raise UserError(f"{path} holds no Parquet file: it is not a dataset written by this suite")
+        raise UserError(f"{path} has no Parquet files: it is not a dataset written by these components")
     return files
 
 
@@ -137,7 +137,7 @@ def schema(path: str | Path) -> pa.Schema:
 
 
 def count_rows(path: str | Path) -> int:
-    """Returns the number of rows, from the files' footers alone."""
+    """Returns the number of rows from the files' footers."""
     return sum(pq.read_metadata(file).num_rows for file in shards(path))
 
 
@@ -147,26 +147,26 @@ def batches(path: str | Path, columns: list[str] | None = None, rows: int = ROWS
     Args:
         path: The dataset's folder.
         columns: Columns to read; all by default.
-        rows: Rows per batch at most.
+        rows: Maximum rows per batch.
 
     Yields:
-        Record batches, one after the other in file order.
+        Record batches in order.
     """
     for file in shards(path):
         with pq.ParquetFile(file) as reader:
-            # Group by group: over a whole file the reader keeps what it has read, and memory grows with the file.
+            # One reader per row group: over a whole file, the reader keeps all decoded data in memory.
             for group in range(reader.num_row_groups):
                 yield from reader.iter_batches(batch_size=rows, columns=columns, row_groups=[group])
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Fetches the next item in a thread while the current one is worked on.
+    """Prefetches the next item in a thread while the current one is processed.
 
     Args:
-        items: Anything that takes time to produce, such as `batches`.
+        items: Items that take time to produce, such as `batches`.
 
     Yields:
-        The items in order.
+            The items in order.
     """
     stream, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
@@ -177,15 +177,15 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1) -> Iterator[Result]:
-    """Works on several items at once, in threads: for work that pyarrow and numpy do without holding the interpreter.
+    """Processes several items at once in threads, for work in pyarrow and numpy that releases the GIL.
 
     Args:
-        work: What to do with an item; results must not depend on which items came before.
-        items: Anything that takes time to produce, such as `batches`.
-        ahead: Results that may wait to be taken, besides those that are worked on.
+        work: Function of an item; results must not depend on earlier items.
+        items: Items that take time to produce, such as `batches`.
+        ahead: Finished results to buffer, in addition to the items in progress.
 
     Yields:
-        The results in the order of the items, whatever the number of cores.
+        The results in the order of the items.
     """
     threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
     with ThreadPoolExecutor(threads) as pool:

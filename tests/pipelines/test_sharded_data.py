@@ -14,7 +14,7 @@ from tiny import tiny_tokenizer
 from llm_finetune.components.data.filter_clean.component import filter_clean
 from llm_finetune.components.data.format_sft.component import format_sft
 from llm_finetune.components.data.gather_shards.component import gather_shards
-from llm_finetune.components.data.gather_shards.step import combined
+from llm_finetune.components.data.gather_shards.step import merge_metadata
 from llm_finetune.components.data.load_dataset.component import load_dataset
 from llm_finetune.components.data.partition_rows.component import partition_rows
 from llm_finetune.components.data.plan_shards.component import plan_shards
@@ -96,7 +96,7 @@ def test_the_rows_that_stay_are_those_of_the_single_path(source, tmp_path, shard
     assert Counter(row for part in parts for row in rows_of(part[0])) == Counter(rows_of(kept))
     assert Counter(row for part in parts for row in rows_of(part[1])) == Counter(rows_of(dropped))
     assert 0 < kept.metadata["rows"] < FILES * ROWS
-    assert combined([part[0].metadata for part in parts])["dropped"] == kept.metadata["dropped"]
+    assert merge_metadata([part[0].metadata for part in parts])["dropped"] == kept.metadata["dropped"]
     assert min(part[0].metadata["rows"] for part in parts) > 0
 
 
@@ -127,8 +127,8 @@ def test_mistakes_of_planning_end_with_a_message(source, capsys):
             plan_shards.python_func(*arguments)
         return capsys.readouterr().err
 
-    assert "1 to 48 are possible" in refused(f"{source}/*.jsonl", 0)
-    assert "1 to 48 are possible" in refused(f"{source}/*.jsonl", 49)
+    assert "must be between 1 and 48" in refused(f"{source}/*.jsonl", 0)
+    assert "must be between 1 and 48" in refused(f"{source}/*.jsonl", 49)
     assert "on both sides of the split" in refused(f"{source}/*.jsonl", 2, {"group_key": "user"})
     assert "matches no file" in refused(f"{source}/*.csv", 2)
 

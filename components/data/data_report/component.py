@@ -1,4 +1,4 @@
-"""Data Report: what became of the data on its way, and what is in it."""
+"""Data Report: pages about the data, from the source to the tokens."""
 
 from kfp import dsl
 
@@ -31,33 +31,33 @@ def data_report(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Writes one page for the whole path of the data, and one for each of its datasets.
+    """Writes an overview page of the data's path through the cards, and a page for each dataset.
 
-    The path: how many rows came in, went on, and were left out at which card for which reason; leakage; tokens. A
-    dataset: lengths in characters and in tokens, duplicates with examples, personal data, languages, the ten longest
-    rows and the ten oddest. Personal data and secrets in the rows that are shown are masked.
+    The overview: rows after each card, dropped rows by card and reason, leakage, tokens. A dataset's page: lengths in
+    characters and tokens, duplicates with examples, personal data, languages, the ten longest rows and the ten largest
+    outliers. Personal data and secrets in the rows on the pages are masked.
 
     Args:
-        raw_dataset: The rows as they came.
-        clean_dataset: The rows that Filter & Clean has kept.
+        raw_dataset: Rows from Load Dataset.
+        clean_dataset: Rows from Filter & Clean.
         train_dataset: Rows for training.
         val_dataset: Rows for validation.
-        train_sft: Training rows of Format for SFT.
-        val_sft: Validation rows of Format for SFT.
+        train_sft: Training rows from Format for SFT.
+        val_sft: Validation rows from Format for SFT.
         train_tokens: Token rows for training.
         val_tokens: Token rows for validation.
-        report: The whole path.
-        raw_report: The rows as they came.
-        train_report: The rows for training.
-        val_report: The rows for validation.
+        report: The overview.
+        raw_report: Page about the raw rows.
+        train_report: Page about the training rows.
+        val_report: Page about the validation rows.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
         chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
             are then not looked at.
-        pii: `report` counts personal data and secrets; `off` does not, and still masks them where rows are shown.
-        phone_region: Country whose phone numbers may stand without a country code, as two letters.
-        language_rows: Rows of each dataset whose language is told, evenly spread; 0 tells none.
+        pii: `report` counts personal data and secrets; `off` does not count them. Both mask them in rows on the pages.
+        phone_region: Country of phone numbers without a country code, as two letters.
+        language_rows: Evenly spaced rows of each dataset whose language is detected; 0 for none.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """

@@ -12,14 +12,16 @@ class Settings(FieldSettings):
 
     pii: Literal["off", "report"] = Field(
         default="report",
-        description="`report` counts personal data and secrets; `off` does not, and still masks them where rows are "
-        "shown.",
+        description="`report` counts personal data and secrets; `off` does not count them. Both mask them in rows on "
+        "the pages.",
     )
     phone_region: str = Field(
         default="US",
         pattern="^[A-Z]{2}$",
-        description="Country whose phone numbers may stand without a country code, as two letters.",
+        description="Country of phone numbers without a country code, as two letters.",
     )
     language_rows: int = Field(
-        default=2000, ge=0, description="Rows of each dataset whose language is told, evenly spread; 0 tells none."
+        default=2000,
+        ge=0,
+        description="Evenly spaced rows of each dataset whose language is detected; 0 for none.",
     )

@@ -1,4 +1,4 @@
-"""Writes what became of the data, and what is in it, as pages for people."""
+"""Writes report pages about the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.data_report.path import leakage_table, split_table, steps
+from llm_finetune.components.data.data_report.overview import card_rows, leakage_table, split_table
 from llm_finetune.components.data.data_report.profile import Profile, profile
 from llm_finetune.components.data.data_report.settings import Settings
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.charts import Histogram, histogram
 from llm_finetune.components.shared.pages import write_page
+from llm_finetune.components.shared.rows.text import MAX_COUNTED_LENGTH, count_lengths
 
 STAGES = (
     "raw_dataset",
@@ -27,7 +28,6 @@ STAGES = (
     "val_tokens",
 )
 PAGES = ("report", "raw_report", "train_report", "val_report")
-LONGEST_COUNTED = 1 << 16
 _DATASETS = {
     "raw_report": ("Raw data", "raw_dataset", ""),
     "train_report": ("Training data", "train_dataset", "train_tokens"),
@@ -37,11 +37,11 @@ _DATASETS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A dataset on the way.
+    """A dataset between two cards.
 
     Attributes:
-        path: Its folder.
-        metadata: What the card that wrote it has recorded.
+        path: Folder of the dataset.
+        metadata: Metadata recorded by the card that wrote it.
     """
 
     path: str | Path
@@ -52,8 +52,8 @@ def data_report(stages: Mapping[str, Stage], pages: Mapping[str, str | Path], se
     """Writes all pages.
 
     Args:
-        stages: The datasets, by the names in `STAGES`.
-        pages: HTML files to write, by the names in `PAGES`.
+        stages: Datasets by the names in `STAGES`.
+        pages: HTML files to write by the names in `PAGES`.
         settings: The card's settings.
 
     Raises:
@@ -64,22 +64,21 @@ def data_report(stages: Mapping[str, Stage], pages: Mapping[str, str | Path], se
         profiles[title] = found = profile(stages[name].path, settings)
         lengths = token_lengths(stages[tokens].path) if tokens else None
         _write_dataset(pages[page], title, found, lengths, settings)
-    _write_path(pages["report"], stages, profiles)
+    _write_overview(pages["report"], stages, profiles)
 
 
 def token_lengths(tokens: str | Path) -> Histogram:
-    """Returns how many documents of a tokenised split have how many tokens.
+    """Returns the histogram of document lengths in tokens.
 
     Args:
-        tokens: Folder of token rows; packed ones know the lengths of their documents.
+        tokens: Folder of token rows, packed or not.
     """
     packed = "seq_lengths" in tables.schema(tokens).names
-    counts = np.zeros(LONGEST_COUNTED + 1, np.int64)
+    counts = np.zeros(MAX_COUNTED_LENGTH + 1, np.int64)
     for batch in tables.batches(tokens, ["seq_lengths" if packed else "input_ids"]):
         column = batch.column(0)
         lengths: pa.Array = pc.list_flatten(column) if packed else pc.list_value_length(column)
-        clipped = np.minimum(lengths.to_numpy(zero_copy_only=False), LONGEST_COUNTED)
-        counts += np.bincount(clipped, minlength=LONGEST_COUNTED + 1)
+        counts += count_lengths(lengths.to_numpy(zero_copy_only=False))
     return histogram(counts, "tokens")
 
 
@@ -95,17 +94,17 @@ def _write_dataset(page: str | Path, title: str, found: Profile, tokens: Histogr
     )
 
 
-def _write_path(page: str | Path, stages: Mapping[str, Stage], profiles: Mapping[str, Profile]) -> None:
+def _write_overview(page: str | Path, stages: Mapping[str, Stage], profiles: Mapping[str, Profile]) -> None:
     paths = {name: stage.path for name, stage in stages.items()}
     metadata = {name: stage.metadata for name, stage in stages.items()}
     rows = {name: tables.count_rows(stages[name].path) for name in ("train_dataset", "val_dataset")}
     write_page(
         page,
-        Path(__file__).with_name("path.html.jinja"),
+        Path(__file__).with_name("overview.html.jinja"),
         title="Data Report",
         source=str(metadata["raw_dataset"].get("source", "")),
         revision=str(metadata["raw_dataset"].get("revision", "")),
-        steps=steps(paths, metadata),
+        cards=card_rows(paths, metadata),
         splits=split_table(metadata, rows),
         leakage=leakage_table(metadata),
         shown_template=str(metadata["train_sft"].get("template", "")),

@@ -1,4 +1,4 @@
-"""Filter & Clean: drops rows that are no use, each with a reason."""
+"""Filter & Clean: drops unusable rows, each with a reason, and cleans the text of the others."""
 
 from kfp import dsl
 
@@ -32,21 +32,21 @@ def filter_clean(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Keeps the rows that are worth training on, trims their text and turns other values into text.
+    """Drops unusable rows with a reason, trims the text of the others and converts other values to text.
 
-    Lengths count the characters of instruction, input and output together, after trimming; of a conversation, those of
-    all its messages. Numbers, lists and structures in these columns become text (JSON) and are counted.
+    The length of a row is the number of characters of instruction, input and output after trimming, or of all messages
+    of a conversation. Numbers, lists and structs in these columns are converted to JSON text.
 
-    Where the columns below are left as they are and the data has others, its layout is recognised: `prompt` and
-    `completion`; `messages` (or `conversations`) with role and content, or with from and value (ShareGPT), which become
-    role and content; or plain `text`. Columns of two layouts, and rows that keep their text in another layout's
-    columns, are refused.
+    If the column parameters have their defaults and the data has other columns, the layout is detected: `prompt` and
+    `completion`; `messages` (or `conversations`) with role and content, or with from and value (ShareGPT), which are
+    converted to role and content; or plain `text`. Data with the columns of two layouts, and rows with text in the
+    columns of another layout, are refused.
 
     Args:
         raw_dataset: The rows.
-        clean_dataset: The rows that are kept, in their old order.
-        dropped_rows: The others, with a column `reason`.
-        preview: Rows in, kept and dropped by reason, lengths, personal data, the first 20 rows.
+        clean_dataset: The rows that are kept, in their original order.
+        dropped_rows: The dropped rows, with a column `reason`.
+        preview: Rows read, kept and dropped by reason, lengths, personal data, the first 20 rows.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
@@ -54,23 +54,23 @@ def filter_clean(
             are then not looked at.
         min_chars: Rows with fewer characters are dropped.
         max_chars: Rows with more characters are dropped; 0 for no limit.
-        drop_if_missing_output: Whether rows with a null or blank answer are dropped.
-        repair: `off`; `control` removes control characters and terminal escapes; `unicode` also mends wrongly decoded
-            text, odd widths of characters and line ends (ftfy).
-        languages: Languages to keep, as ISO 639-1 codes with commas between (`en,de`); empty for all. Rows with fewer
+        drop_if_missing_output: Whether to drop rows with a null or blank answer.
+        repair: `off`; `control` removes control characters and terminal escapes; `unicode` also fixes wrongly decoded
+            text, half- and full-width characters and line endings (ftfy).
+        languages: Languages to keep, as ISO 639-1 codes separated by commas (`en,de`); empty for all. Rows with fewer
             than 20 letters are kept.
-        dedup: `none`; `exact` drops rows that differ from an earlier one in case and white space at most; `near` also
-            those that share most of their text with an earlier one (the same runs of five bytes; of input and output,
-            or of instruction and output where there is no input).
-        near_threshold: Share of common text (Jaccard similarity) from which rows are near-duplicates, 0.3 to 1.
-        eval_sets: Evaluation sets that must not be learned: each a path, a URL, the name of a Hub dataset (its split
-            `test`) or a mapping of Load Dataset's settings. Rows that share a run of words with one are dropped.
-        eval_words: Length of such a run: 13 words as for GPT-3; 8 is stricter.
+        dedup: `none`; `exact` drops rows that equal an earlier row except for case and white space; `near` also drops
+            rows that share most of their text with an earlier row (5-byte shingles of input and output, or of
+            instruction and output if there is no input).
+        near_threshold: Jaccard similarity from which rows are near-duplicates, 0.3 to 1.
+        eval_sets: Evaluation sets to exclude from training: each a path, a URL, the name of a Hub dataset (split
+            `test`) or a mapping of Load Dataset's settings. Rows that share a word n-gram with one of them are dropped.
+        eval_words: Number of words per n-gram: 13 as for GPT-3; 8 is stricter.
         pii: `off`; `report` counts e-mail addresses, phone and card numbers, IBANs, IP addresses and the keys and
-            tokens of known services in the kept rows; `redact` also replaces them, by [EMAIL] and the like, in every
-            column.
-        phone_region: Country whose phone numbers may stand without a country code, as two letters.
-        partition: Partition of the rows to read, an item of what Partition Rows returns; empty for all rows.
+            tokens of known services in the kept rows; `redact` also replaces them in every column, for example by
+            [EMAIL].
+        phone_region: Country of phone numbers without a country code, as two letters.
+        partition: Partition to read, as returned by Partition Rows; empty for all rows.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
@@ -78,11 +78,11 @@ def filter_clean(
     from llm_finetune.components.data.filter_clean import step
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import recorded
-    from llm_finetune.components.shared.partitions import chosen_rows
+    from llm_finetune.components.shared.partitions import rows_folder
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
-        rows = chosen_rows("raw_dataset", raw_dataset, partition)
+        rows = rows_folder("raw_dataset", raw_dataset, partition)
         facts = step.filter_clean(rows, clean_dataset.path, dropped_rows.path, preview.path, chosen)
         origin = {name: recorded(raw_dataset).get(name, "") for name in ("source", "revision")}
         part = {"part": int(partition["part"])} if partition else {}

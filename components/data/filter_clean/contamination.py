@@ -1,8 +1,7 @@
-"""Decontamination: rows that share a run of words with an evaluation set.
+"""Decontamination: finds rows that share a word n-gram with an evaluation set.
 
-A run of 13 words is what GPT-3's authors took for contamination (Brown et al. 2020, "Language Models are Few-Shot
-Learners", appendix C), compared, as here, in lower case and without punctuation. Tülu 3 (Lambert et al. 2024) looks at
-runs of 8.
+GPT-3 uses 13-grams, compared in lower case and without punctuation as here (Brown et al. 2020, "Language Models are
+Few-Shot Learners", appendix C). Tülu 3 (Lambert et al. 2024) uses 8-grams.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,95 +13,94 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.filter_clean.settings import source_of
+from llm_finetune.components.data.filter_clean.settings import eval_set_source
 from llm_finetune.components.data.load_dataset.settings import Settings as Source
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.rows.columns import as_text, is_text
-from llm_finetune.components.shared.rows.duplicates import hashes, normalised
+from llm_finetune.components.shared.rows.duplicates import hash_texts, normalize_text
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class EvaluationSets:
-    """The runs of words of evaluation sets, 8 bytes each."""
+    """Hashes of the word n-grams of evaluation sets, 8 bytes each."""
 
-    def __init__(self, named: Sequence[str | Mapping[str, Any]], words: int) -> None:
+    def __init__(self, sets: Sequence[str | Mapping[str, Any]], words: int) -> None:
         """Reads the sets.
 
         Args:
-            named: See `settings.source_of`.
-            words: Length of a run.
+            sets: See `settings.eval_set_source`.
+            words: Number of words per n-gram.
 
         Raises:
-            UserError: If a set can't be read, or none of its texts is long enough.
+            UserError: If a set cannot be read, or none of its texts is long enough.
         """
         self.words = words
-        runs = [self._read(source_of(name), name) for name in named]
-        self.runs = np.unique(np.concatenate(runs))
+        self.ngrams = np.unique(np.concatenate([self._read(eval_set_source(each), each) for each in sets]))
 
-    def _read(self, source: Source, name: Any) -> np.ndarray:
+    def _read(self, source: Source, named: object) -> np.ndarray:
         from llm_finetune.components.data.load_dataset.step import load_dataset
 
         with TemporaryDirectory() as scratch:
             folder = Path(scratch) / "rows"
             load_dataset(folder, Path(scratch) / "preview.html", source)
             found = [
-                runs_of_words(texts, self.words)[0]
+                word_ngrams(texts, self.words)[0]
                 for batch in tables.batches(folder)
                 for column in batch.columns
                 for texts in _texts(column)
             ]
-        runs = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-        if not len(runs):
+        ngrams = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+        if not len(ngrams):
             raise UserError(
-                f"eval_sets: no text of {name!r} has {self.words} words, so nothing can be compared; lower eval_words"
+                f"eval_sets: no text of {named!r} has {self.words} words, so nothing can be compared; reduce eval_words"
             )
-        return runs
+        return ngrams
 
-    def found_in(self, column: pa.StringArray) -> np.ndarray:
-        """Tells which texts share a run of words with an evaluation set.
+    def overlaps(self, column: pa.StringArray) -> np.ndarray:
+        """Returns which texts share an n-gram with an evaluation set.
 
         Args:
             column: Texts without null.
 
         Returns:
-            True per text that does.
+            Boolean array, shape [texts].
         """
-        runs, row = runs_of_words(column, self.words)
-        place = np.minimum(np.searchsorted(self.runs, runs), len(self.runs) - 1)
+        ngrams, row = word_ngrams(column, self.words)
+        place = np.minimum(np.searchsorted(self.ngrams, ngrams), len(self.ngrams) - 1)
         found = np.zeros(len(column), bool)
-        found[row[self.runs[place] == runs]] = True
+        found[row[self.ngrams[place] == ngrams]] = True
         return found
 
 
-def runs_of_words(column: pa.StringArray, words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a hash of every run of so many words.
+def word_ngrams(column: pa.StringArray, words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a hash of every word n-gram.
 
-    `"The cat, the hat"` has the runs `the cat the` and `cat the hat` of three words.
+    `"The cat, the hat"` has the 3-grams `the cat the` and `cat the hat`.
 
     Args:
         column: Texts without null.
-        words: Length of a run.
+        words: Number of words per n-gram.
 
     Returns:
-        The hashes (uint64), and the number of the text that each is from.
+        The hashes (uint64), and for each the number of its text.
     """
-    bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(normalised(column), r"[^\pL\pN]+", " "))
+    bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(normalize_text(column), r"[^\pL\pN]+", " "))
     split = pc.split_pattern(bare, " ")
     row = pc.list_parent_indices(split).to_numpy(zero_copy_only=False)
     coded = pc.list_flatten(split).dictionary_encode()
-    word = hashes(coded.dictionary)[:, 0][coded.indices.to_numpy(zero_copy_only=False)]
+    word = hash_texts(coded.dictionary)[:, 0][coded.indices.to_numpy(zero_copy_only=False)]
     count = max(len(word) - words + 1, 0)
-    run = np.zeros(count, np.uint64)
+    ngram = np.zeros(count, np.uint64)
     for i in range(words):
-        run = run * _STEP + word[i : i + count]
+        ngram = ngram * _MULTIPLIER + word[i : i + count]
     within = row[:count] == row[words - 1 : words - 1 + count]
-    return run[within], row[:count][within]
+    return ngram[within], row[:count][within]
 
 
 def _texts(column: pa.Array) -> Iterator[pa.StringArray]:
-    """Yields the texts of a column, those in lists and structures too."""
+    """Yields the texts of a column, including those in lists and structs."""
     kind = column.type
     if is_text(kind):
         yield as_text(column).drop_null()

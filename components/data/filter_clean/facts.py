@@ -1,4 +1,4 @@
-"""What Filter & Clean has kept and dropped."""
+"""Facts about the rows that Filter & Clean kept and dropped."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Facts:
-    """What was kept and dropped.
+    """Facts about the kept and dropped rows.
 
     Attributes:
         rows: Rows kept.
         rows_in: Rows read.
         dropped: Dropped rows by reason.
-        personal_data: Things found in the kept rows by kind; empty with pii = off.
-        converted: Values that were no text and became it, by column.
-        repaired: Texts that were repaired.
-        layout: Name of the layout that the rows are in.
-        columns: Names of the columns.
+        personal_data: Personal data found in the kept rows, by kind; empty with pii = off.
+        converted: Values converted to text, by column.
+        repaired: Number of repaired texts.
+        layout: Name of the data's layout.
+        columns: Column names.
         content_hash: Hash of the files with the kept rows.
         dropped_content_hash: Hash of the files with the dropped rows.
     """

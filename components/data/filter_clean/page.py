@@ -1,11 +1,11 @@
-"""The card's page: what was kept, what was dropped and why."""
+"""Preview page: kept rows, and dropped rows by reason."""
 
 from pathlib import Path
 
 import numpy as np
 
 from llm_finetune.components.data.filter_clean.facts import Facts
-from llm_finetune.components.data.filter_clean.judge import Pair
+from llm_finetune.components.data.filter_clean.row_filter import NearPair
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.charts import histogram
@@ -15,12 +15,12 @@ SHOWN_ROWS = 20
 SHOWN_CHARACTERS = 160
 
 
-def show(
+def write_preview(
     clean_dataset: str | Path,
     preview: str | Path,
     facts: Facts,
     lengths: np.ndarray,
-    pairs: list[Pair],
+    pairs: list[NearPair],
     settings: Settings,
 ) -> None:
     """Writes the page.
@@ -28,9 +28,9 @@ def show(
     Args:
         clean_dataset: Folder with the kept rows.
         preview: HTML file to write.
-        facts: What was kept and dropped.
-        lengths: Number of kept rows per length in characters; the last entry counts everything longer as well.
-        pairs: A few near-duplicates.
+        facts: Facts about the kept and dropped rows.
+        lengths: Number of kept rows per length in characters; the last entry includes all longer rows.
+        pairs: Examples of near-duplicates.
         settings: The card's settings.
     """
     table = tables.head(clean_dataset, SHOWN_ROWS)
@@ -41,12 +41,14 @@ def show(
         title="Filter & Clean",
         facts=facts,
         histogram=histogram(lengths, "characters"),
-        pairs=[] if settings.pii == "redact" else [(p.similarity, _shown(p.kept), _shown(p.dropped)) for p in pairs],
+        pairs=[]
+        if settings.pii == "redact"
+        else [(p.similarity, _readable(p.kept), _readable(p.dropped)) for p in pairs],
         settings=settings,
         rows=[[" ".join(cut(cell, 4 * SHOWN_CHARACTERS).split("\n")) for cell in row] for row in rows],
         characters=SHOWN_CHARACTERS,
     )
 
 
-def _shown(text: str) -> str:
+def _readable(text: str) -> str:
     return text.replace("\x1f", " → ")

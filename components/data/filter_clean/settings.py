@@ -10,14 +10,14 @@ from llm_finetune.components.data.load_dataset.settings import Settings as Sourc
 from llm_finetune.components.shared.settings import FieldSettings, listed
 
 
-def source_of(named: str | Mapping[str, Any]) -> Source:
-    """Returns where an evaluation set lies.
+def eval_set_source(named: str | Mapping[str, Any]) -> Source:
+    """Returns settings of Load Dataset for an evaluation set.
 
     Args:
-        named: A path, a URL, the name of a Hub dataset (its split `test`), or settings of Load Dataset.
+        named: A path, a URL, the name of a Hub dataset (split `test`), or settings of Load Dataset.
 
     Raises:
-        UserError: If the settings are impossible.
+        UserError: If the settings are invalid.
     """
     if isinstance(named, Mapping):
         return Source.of({"settings": {"max_samples": 0, **named}})
@@ -33,55 +33,53 @@ class Settings(FieldSettings):
 
     min_chars: int = Field(default=16, ge=0, description="Rows with fewer characters are dropped.")
     max_chars: int = Field(default=4096, ge=0, description="Rows with more characters are dropped; 0 for no limit.")
-    drop_if_missing_output: bool = Field(
-        default=True, description="Whether rows with a null or blank answer are dropped."
-    )
+    drop_if_missing_output: bool = Field(default=True, description="Whether to drop rows with a null or blank answer.")
     repair: Literal["off", "control", "unicode"] = Field(
         default="control",
-        description="`off`; `control` removes control characters and terminal escapes; `unicode` also mends wrongly "
-        "decoded text, odd widths of characters and line ends (ftfy).",
+        description="`off`; `control` removes control characters and terminal escapes; `unicode` also fixes wrongly "
+        "decoded text, half- and full-width characters and line endings (ftfy).",
     )
     languages: str = Field(
         default="",
-        description="Languages to keep, as ISO 639-1 codes with commas between (`en,de`); empty for all. Rows with "
+        description="Languages to keep, as ISO 639-1 codes separated by commas (`en,de`); empty for all. Rows with "
         "fewer than 20 letters are kept.",
     )
     dedup: Literal["none", "exact", "near"] = Field(
         default="exact",
-        description="`none`; `exact` drops rows that differ from an earlier one in case and white space at most; "
-        "`near` also those that share most of their text with an earlier one (the same runs of five bytes; of input "
-        "and output, or of instruction and output where there is no input).",
+        description="`none`; `exact` drops rows that equal an earlier row except for case and white space; `near` also "
+        "drops rows that share most of their text with an earlier row (5-byte shingles of input and output, or of "
+        "instruction and output if there is no input).",
     )
     near_threshold: float = Field(
         default=0.8,
         ge=0.3,
         le=1.0,
-        description="Share of common text (Jaccard similarity) from which rows are near-duplicates, 0.3 to 1.",
+        description="Jaccard similarity from which rows are near-duplicates, 0.3 to 1.",
     )
     eval_sets: list[str | dict[str, Any]] = Field(
         default=[],
-        description="Evaluation sets that must not be learned: each a path, a URL, the name of a Hub dataset (its "
-        "split `test`) or a mapping of Load Dataset's settings. Rows that share a run of words with one are "
+        description="Evaluation sets to exclude from training: each a path, a URL, the name of a Hub dataset (split "
+        "`test`) or a mapping of Load Dataset's settings. Rows that share a word n-gram with one of them are "
         "dropped.",
     )
     eval_words: int = Field(
-        default=13, ge=5, le=50, description="Length of such a run: 13 words as for GPT-3; 8 is stricter."
+        default=13, ge=5, le=50, description="Number of words per n-gram: 13 as for GPT-3; 8 is stricter."
     )
     pii: Literal["off", "report", "redact"] = Field(
         default="report",
         description="`off`; `report` counts e-mail addresses, phone and card numbers, IBANs, IP addresses and the "
-        "keys and tokens of known services in the kept rows; `redact` also replaces them, by [EMAIL] and the like, "
-        "in every column.",
+        "keys and tokens of known services in the kept rows; `redact` also replaces them in every column, for "
+        "example by [EMAIL].",
     )
     phone_region: str = Field(
         default="US",
         pattern="^[A-Z]{2}$",
-        description="Country whose phone numbers may stand without a country code, as two letters.",
+        description="Country of phone numbers without a country code, as two letters.",
     )
 
     @property
     def language_codes(self) -> list[str]:
-        """The languages to keep; empty for all."""
+        """Languages to keep; empty for all."""
         return [code.lower() for code in listed(self.languages)]
 
     @field_validator("eval_sets")
@@ -90,11 +88,11 @@ class Settings(FieldSettings):
         for named in value:
             if not named:
                 raise ValueError("an evaluation set needs a path, a URL, a Hub dataset or settings of Load Dataset")
-            source_of(named)
+            eval_set_source(named)
         return value
 
     @model_validator(mode="after")
-    def _limits_leave_room(self) -> "Settings":
+    def _limits_are_ordered(self) -> "Settings":
         if self.max_chars and self.max_chars < self.min_chars:
             raise ValueError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}; 0 means no limit")
         return self

@@ -1,4 +1,4 @@
-"""Drops rows that are no use, with a reason each, and makes the text of the others clean."""
+"""Drops unusable rows with a reason, and cleans the text of the others."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from llm_finetune.components.data.filter_clean.cleaning import BatchFilter, Cleaner, Counts, with_reason
 from llm_finetune.components.data.filter_clean.facts import Facts
-from llm_finetune.components.data.filter_clean.judge import REASONS, Judge
-from llm_finetune.components.data.filter_clean.page import show
+from llm_finetune.components.data.filter_clean.page import write_preview
+from llm_finetune.components.data.filter_clean.row_filter import REASONS, RowFilter
 from llm_finetune.components.data.filter_clean.settings import Settings
-from llm_finetune.components.data.filter_clean.worker import Cleaner, Tally, Worker, with_reason
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.row_counts import check_accounted
 from llm_finetune.components.shared.rows import pii_detectors
-from llm_finetune.components.shared.rows.layouts import Mixture, layout_of, recognised
+from llm_finetune.components.shared.rows.layouts import MixedLayoutCheck, detect_layout, layout_name
 from llm_finetune.components.shared.rows.pii import PersonalData
 from llm_finetune.components.shared.rows.text import check_columns
-from llm_finetune.components.shared.rows.unread_fields import refuse_unread
+from llm_finetune.components.shared.rows.unread_fields import refuse_unread_fields
 
 
 def filter_clean(
@@ -33,8 +33,8 @@ def filter_clean(
 
     Args:
         raw_dataset: Folder with the rows.
-        clean_dataset: Folder to write the kept rows to; their text is trimmed and always a string.
-        dropped_rows: Folder to write the dropped rows to, with a column `reason`.
+        clean_dataset: Folder to write for the kept rows; their text is trimmed and of type string.
+        dropped_rows: Folder to write for the dropped rows, with a column `reason`.
         preview: HTML file to write.
         settings: Limits and columns.
 
@@ -42,53 +42,55 @@ def filter_clean(
         Facts for the artifacts' metadata.
 
     Raises:
-        UserError: If a column is missing, messages have a field that is not read, or nothing is left.
+        UserError: If a column is missing, messages have a field that is not read, or all rows are dropped.
     """
     schema = tables.schema(raw_dataset)
-    fields = recognised(schema, settings)
+    fields = detect_layout(schema, settings)
     check_columns(schema, fields)
     if fields.chat_key:
-        refuse_unread(raw_dataset, fields.chat_key)
+        refuse_unread_fields(raw_dataset, fields.chat_key)
     personal = PersonalData(settings.phone_region) if settings.pii != "off" else None
-    worker = Worker(Cleaner(fields), personal, Judge(settings), Mixture(schema, fields), Tally())
-    tally = worker.tally
-    nothing = worker.cleaner.cleaned(pa.RecordBatch.from_pylist([], schema)).rows
+    batch_filter = BatchFilter(
+        Cleaner(fields), personal, RowFilter(settings), MixedLayoutCheck(schema, fields), Counts()
+    )
+    counts = batch_filter.counts
+    empty = batch_filter.cleaner.clean(pa.RecordBatch.from_pylist([], schema)).rows
     with ExitStack() as outputs:
-        kept = outputs.enter_context(tables.ShardWriter(clean_dataset, nothing.schema))
+        kept = outputs.enter_context(tables.ShardWriter(clean_dataset, empty.schema))
         dropped = outputs.enter_context(
-            tables.ShardWriter(dropped_rows, with_reason(nothing, pa.array([], pa.string())).schema)
+            tables.ShardWriter(dropped_rows, with_reason(empty, pa.array([], pa.string())).schema)
         )
         for batch in tables.read_ahead(tables.batches(raw_dataset)):
-            good, bad = worker.sort(batch)
+            good, bad = batch_filter.split(batch)
             kept.write(good)
             if bad is not None:
                 dropped.write(bad)
         if not kept.rows:
-            raise UserError(_nothing_left(tally, fields))
-        check_accounted("Filter & Clean", tables.count_rows(raw_dataset), kept.rows, tally.dropped)
+            raise UserError(_all_dropped(counts, fields))
+        check_accounted("Filter & Clean", tables.count_rows(raw_dataset), kept.rows, counts.dropped)
     facts = Facts(
         rows=kept.rows,
-        rows_in=tally.rows_in,
-        dropped=_ordered(tally.dropped, REASONS),
-        personal_data=_ordered(tally.personal_data, pii_detectors.KINDS),
-        converted=dict(worker.cleaner.converted),
-        repaired=worker.cleaner.repaired,
-        layout=layout_of(schema, fields),
-        columns=nothing.schema.names,
+        rows_in=counts.rows_in,
+        dropped=_ordered(counts.dropped, REASONS),
+        personal_data=_ordered(counts.personal_data, pii_detectors.KINDS),
+        converted=dict(batch_filter.cleaner.converted),
+        repaired=batch_filter.cleaner.repaired,
+        layout=layout_name(schema, fields),
+        columns=empty.schema.names,
         content_hash=content_hash(clean_dataset),
         dropped_content_hash=content_hash(dropped_rows),
     )
-    show(clean_dataset, preview, facts, tally.lengths, worker.judge.pairs, settings)
+    write_preview(clean_dataset, preview, facts, counts.lengths, batch_filter.row_filter.pairs, settings)
     return facts
 
 
-def _nothing_left(tally: Tally, settings: Settings) -> str:
-    if not tally.rows_in:
+def _all_dropped(counts: Counts, settings: Settings) -> str:
+    if not counts.rows_in:
         return "the dataset has no rows"
-    counts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in tally.dropped.most_common())
+    reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.dropped.most_common())
     return (
-        f"all {tally.rows_in:,} rows were filtered away: {counts}. Check min_chars = {settings.min_chars}, "
-        f"max_chars = {settings.max_chars} and that {', '.join(settings.keys)} hold the text"
+        f"all {counts.rows_in:,} rows were dropped: {reasons}. Check min_chars = {settings.min_chars}, max_chars = "
+        f"{settings.max_chars}, and that the columns {', '.join(settings.keys)} hold the text"
     )
 
 

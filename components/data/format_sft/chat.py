@@ -1,4 +1,4 @@
-"""Rows as conversations, for the base model's own chat template."""
+"""Formats rows as conversations for the base model's chat template."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.format_sft.instruction import fields_of, missing_outputs
+from llm_finetune.components.data.format_sft.instruction import missing_outputs, read_fields
 from llm_finetune.components.shared.questions import Messages
 from llm_finetune.components.shared.rows.columns import as_json
 from llm_finetune.components.shared.rows.conversations import (
@@ -15,27 +15,27 @@ from llm_finetune.components.shared.rows.conversations import (
     TOOLS,
     as_messages,
     bad_conversations,
-    begins,
-    ends,
-    flat_messages,
+    flatten_messages,
+    is_first_message,
+    is_last_message,
     is_role,
-    spoken,
+    message_texts,
 )
 from llm_finetune.components.shared.settings import FieldSettings
 
 
 class Chat:
-    """Makes a conversation of each row, or passes one on with its tool calls."""
+    """Converts rows to conversations, or passes conversations on with their tool calls."""
 
     template = "chat"
 
     def __init__(self, fields: FieldSettings, system_prompt: str, columns: pa.Schema) -> None:
-        """Takes the settings.
+        """Computes the output schema.
 
         Args:
-            fields: Which columns hold the text.
-            system_prompt: System message of conversations that have none; empty for none.
-            columns: The dataset's columns.
+            fields: Names of the text columns.
+            system_prompt: System message for conversations without one; empty for none.
+            columns: Schema of the dataset.
         """
         self.fields, self.system_prompt = fields, system_prompt
         self.with_tools = bool(fields.chat_key) and TOOLS in columns.names
@@ -48,79 +48,85 @@ class Chat:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
+        """Columns to read."""
         return [*self.fields.keys, TOOLS] if self.with_tools else self.fields.keys
 
-    def reasons(self, batch: pa.RecordBatch) -> pa.StringArray:
-        """Returns why a row can't be used, null where it can."""
+    def skip_reasons(self, batch: pa.RecordBatch) -> pa.StringArray:
+        """Returns the reason to skip each row, or null."""
         if not self.fields.chat_key:
             return missing_outputs(batch, self.fields)
-        column = self._given(batch)
-        row, messages = flat_messages(column)
-        said = pc.not_equal(spoken(messages), "").to_numpy(zero_copy_only=False)
-        answered = np.isin(np.arange(len(column)), row[ends(row) & is_role(messages, "assistant") & said])
+        column = self._messages(batch)
+        row, messages = flatten_messages(column)
+        has_text = pc.not_equal(message_texts(messages), "").to_numpy(zero_copy_only=False)
+        is_answer = is_last_message(row) & is_role(messages, "assistant") & has_text
+        answered = np.isin(np.arange(len(column)), row[is_answer])
         bad = bad_conversations(column)
         return pa.array(np.where(bad, "bad_conversation", "no_output"), pa.string(), mask=~bad & answered)
 
-    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns prompt, completion and messages of each row, and its tools where the data has them.
+    def format_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns prompt, completion and messages of each row, and its tools if the data has them.
 
-        Prompt and completion are for people and for counting; what the model sees is made from the messages and the
-        tools by its own template.
+        Prompt and completion are for previews and statistics. The model's own template renders messages and tools.
         """
         row, messages = self._conversations(batch)
-        last = ends(row)
-        said = spoken(messages) if messages.type == TOOL_MESSAGE else pc.struct_field(messages, "content")
-        turns = pc.binary_join_element_wise(pc.struct_field(messages, "role"), said, ": ").filter(pa.array(~last))
+        last = is_last_message(row)
+        texts = message_texts(messages) if messages.type == TOOL_MESSAGE else pc.struct_field(messages, "content")
+        turns = pc.binary_join_element_wise(pc.struct_field(messages, "role"), texts, ": ").filter(pa.array(~last))
         prompt = pc.binary_join(pa.ListArray.from_arrays(_offsets(row[~last], batch.num_rows), turns), "\n\n")
         conversations = pa.ListArray.from_arrays(_offsets(row, batch.num_rows), messages)
-        arrays = [prompt, said.filter(pa.array(last)), conversations]
+        arrays = [prompt, texts.filter(pa.array(last)), conversations]
         if self.with_tools:
             arrays.append(as_json(batch.column(TOOLS)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def requests(self, batch: pa.RecordBatch) -> list[Messages]:
-        """Returns each conversation without its last answer; an empty request where it has tools."""
-        rows = self.rows(batch)
+    def chat_requests(self, batch: pa.RecordBatch) -> list[Messages]:
+        """Returns each conversation without its last answer; an empty request if it has tools."""
+        rows = self.format_rows(batch)
         tools = rows[TOOLS].to_pylist() if self.with_tools else [None] * batch.num_rows
-        return [[] if tool else _request(said) for said, tool in zip(rows["messages"].to_pylist(), tools, strict=True)]
+        conversations = rows["messages"].to_pylist()
+        return [[] if tool else _request(messages) for messages, tool in zip(conversations, tools, strict=True)]
 
-    def unused_input(self, batch: pa.RecordBatch) -> int:
-        """Returns 0: a conversation shows every input."""
+    def count_unused_input(self, batch: pa.RecordBatch) -> int:
+        """Returns 0, as a conversation contains every input."""
         return 0
 
-    def _given(self, batch: pa.RecordBatch) -> pa.ListArray:
+    def _messages(self, batch: pa.RecordBatch) -> pa.ListArray:
         return as_messages(batch.column(self.fields.chat_key), self.with_tools)
 
     def _conversations(self, batch: pa.RecordBatch) -> tuple[np.ndarray, pa.StructArray]:
-        """Returns all messages in order, each with its row number."""
+        """Returns the row number of each message, and all messages in order."""
         every = np.arange(batch.num_rows)
         if self.fields.chat_key:
-            row, messages = flat_messages(self._given(batch))
+            row, messages = flatten_messages(self._messages(batch))
             position = np.arange(1, len(row) + 1)
-            alone = np.setdiff1d(every, row[begins(row) & is_role(messages, "system")])
+            without_system = np.setdiff1d(every, row[is_first_message(row) & is_role(messages, "system")])
         else:
-            instruction, input, output = fields_of(batch, self.fields)
+            instruction, input, output = read_fields(batch, self.fields)
             gap = pc.if_else(pc.or_(pc.equal(instruction, ""), pc.equal(input, "")), "", "\n\n")
-            asked = pc.binary_join_element_wise(instruction, gap, input, "")
+            question = pc.binary_join_element_wise(instruction, gap, input, "")
             row, position = np.tile(every, 2), np.repeat([1, 2], len(every))
-            messages = pa.concat_arrays([_said("user", asked, MESSAGE), _said("assistant", output, MESSAGE)])
-            alone = every
+            messages = pa.concat_arrays(
+                [_role_messages("user", question, MESSAGE), _role_messages("assistant", output, MESSAGE)]
+            )
+            without_system = every
         if self.system_prompt:
-            row, position = np.concatenate([row, alone]), np.concatenate([position, np.zeros(len(alone), int)])
-            system = _said("system", _same(self.system_prompt, len(alone)), messages.type)
+            row, position = (
+                np.concatenate([row, without_system]),
+                np.concatenate([position, np.zeros(len(without_system), int)]),
+            )
+            system = _role_messages("system", _repeat(self.system_prompt, len(without_system)), messages.type)
             messages = pa.concat_arrays([messages, system])
         order = np.lexsort((position, row))
         return row[order], messages.take(pa.array(order))
 
 
-def _said(role: str, content: pa.StringArray, kind: pa.StructType) -> pa.StructArray:
-    """Returns messages of one role, without tool calls."""
-    nothing = [pa.nulls(len(content), pa.string())] * (kind.num_fields - 2)
-    return pa.StructArray.from_arrays([_same(role, len(content)), content, *nothing], fields=list(kind))
+def _role_messages(role: str, content: pa.StringArray, kind: pa.StructType) -> pa.StructArray:
+    """Returns messages with one role and without tool calls."""
+    nulls = [pa.nulls(len(content), pa.string())] * (kind.num_fields - 2)
+    return pa.StructArray.from_arrays([_repeat(role, len(content)), content, *nulls], fields=list(kind))
 
 
-def _same(text: str, rows: int) -> pa.StringArray:
+def _repeat(text: str, rows: int) -> pa.StringArray:
     return pa.repeat(pa.scalar(text), rows)
 
 

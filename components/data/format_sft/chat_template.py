@@ -1,38 +1,38 @@
-"""The chat template that makes a served model see what it was trained on."""
+"""Generates the chat template that renders requests like the training data."""
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_finetune.components.data.format_sft.template import GAP, Part, Template
+from llm_finetune.components.data.format_sft.template import SECTION_SEPARATOR, Part, Template
 
-_SHAPE = Path(__file__).with_name("chat_template.jinja")
+_SKELETON = Path(__file__).with_name("chat_template.jinja")
 
 
 def chat_template(template: Template) -> str:
-    """Writes an instruction template as a chat template.
+    """Converts an instruction template to a chat template.
 
-    A row (instruction, input) is the request [system: instruction, user: input]; a row without an input is
-    [user: instruction]. Earlier turns are rendered as further prompts, each with its answer and the end-of-turn token.
+    A row with instruction and input corresponds to the request [system: instruction, user: input], a row without input
+    to [user: instruction]. Earlier turns are rendered as prompts with their answers and the end-of-turn token.
 
     Args:
         template: The instruction template.
 
     Returns:
-        Jinja source for a tokenizer's `chat_template`; it needs `eos_token` and `raise_exception`, as transformers
-        and vLLM give them.
+        Jinja source for a tokenizer's `chat_template`. It uses `eos_token` and `raise_exception`, which transformers
+        and vLLM provide.
     """
     pieces: list[str] = []
-    always: list[Part] = []  # neighbours that are never left out become one text
+    required: list[Part] = []  # adjacent required parts are merged into one text
     for section in template.sections:
         if template.is_optional(section):
-            pieces += [*_concatenation(always), _section(section)]
-            always = []
+            pieces += [*_concatenation(required), _section(section)]
+            required = []
         else:
-            always += [*section, Part(GAP, False)]
-    pieces += _concatenation([*always, *template.lead])
+            required += [*section, Part(SECTION_SEPARATOR, False)]
+    pieces += _concatenation([*required, *template.lead])
     return (
-        _SHAPE.read_text(encoding="utf-8")
+        _SKELETON.read_text(encoding="utf-8")
         .replace("«takes_system»", "true" if len(template.fields) == 2 else "false")
         .replace("«prompt»", " ~ ".join(pieces) or "''")
         .replace("«tail»", _quoted(template.tail))
@@ -41,7 +41,9 @@ def chat_template(template: Template) -> str:
 
 def _section(section: Sequence[Part]) -> str:
     filled = [f"{part.text} != ''" for part in section if part.is_field]
-    return f"({' ~ '.join(_concatenation([*section, Part(GAP, False)]))} if {' or '.join(filled)} else '')"
+    return (
+        f"({' ~ '.join(_concatenation([*section, Part(SECTION_SEPARATOR, False)]))} if {' or '.join(filled)} else '')"
+    )
 
 
 def _concatenation(parts: Sequence[Part]) -> list[str]:
@@ -53,7 +55,7 @@ def _concatenation(parts: Sequence[Part]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Returns a Jinja string literal; whatever looks like Jinja inside it is text."""
+    """Returns a Jinja string literal. Jinja syntax in the text is not interpreted."""
     escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return "'" + "".join(escapes.get(c) or (c if c.isprintable() else _escaped(c)) for c in text) + "'"
 

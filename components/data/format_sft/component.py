@@ -1,4 +1,4 @@
-"""Format for SFT: rows as prompt and completion."""
+"""Format for SFT: formats rows as prompt and completion."""
 
 from kfp import dsl
 
@@ -25,35 +25,34 @@ def format_sft(
     settings: dict = {},
     package_version: str = "",
 ):
-    r"""Formats every row as the prompt that the model reads and the completion that it learns.
+    r"""Formats each row as a prompt and the completion that the model is trained on.
 
-    Beside an instruction format lies the chat template that renders a chat request in the same way, so that the served
-    model sees what it was trained on. A row whose output is null or blank has nothing to learn: it is left out and
-    counted.
+    For an instruction template, the card also writes the chat template that renders chat requests in the same way, so
+    that the deployed model gets the format it was trained on. Rows with a null or blank output are skipped and counted.
 
-    Where the columns below are left as they are and the data has others, its layout is recognised: `prompt` and
+    If the column parameters have their defaults and the data has other columns, the layout is detected: `prompt` and
     `completion`; `messages` (or `conversations`) with role and content, or with from and value (ShareGPT); or plain
-    `text`, which is learned whole. Conversations need template = chat and keep all their turns; the result's `messages`
-    have role and content, and, for data with tool calls, `tool_calls` (the calls as JSON text), `tool_call_id` and
-    `name`, with a column `tools` of JSON text beside them, all for the model's own chat template.
+    `text`, all of which is trained on. Conversations need template = chat and keep all turns. The `messages` of the
+    result have role and content and, for data with tool calls, `tool_calls` (JSON text), `tool_call_id` and `name`,
+    with a column `tools` of JSON text, all for the model's own chat template.
 
     Args:
         train_dataset: Rows for training.
         val_dataset: Rows for validation.
-        train_sft: The same rows as prompt and completion.
-        val_sft: The same rows as prompt and completion.
-        preview: Five samples of each split.
+        train_sft: Training rows as prompt and completion.
+        val_sft: Validation rows as prompt and completion.
+        preview: Five examples of each split.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
         chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
             are then not looked at.
-        template: Text with {instruction}, {input} and {output}; a written \n is a newline, {{ and }} are braces. `chat`
-            instead of a text makes conversations for the base model's own chat template.
-        system_prompt: With template = chat: system message of the conversations that have none.
-        drop_empty_sections: Whether a section of the template (a block between blank lines) whose fields are all empty
-            is left out.
-        keep_columns: Columns of the data that are kept beside, separated by commas: for the slices of Evaluate.
+        template: Text with {instruction}, {input} and {output}; \n is a newline, {{ and }} are braces. `chat` converts
+            rows to conversations for the base model's own chat template.
+        system_prompt: With template = chat: system message for conversations without one.
+        drop_empty_sections: Whether to omit a section of the template (a block between blank lines) if all its fields
+            are empty.
+        keep_columns: Further columns to keep, separated by commas, for the slices of Evaluate.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """

@@ -1,73 +1,74 @@
-"""Rows of plain text, all of which is learned."""
+"""Formats rows of plain text, all of which is trained on."""
 
 from pathlib import Path
 
 import pyarrow as pa
 
-from llm_finetune.components.data.format_sft.instruction import fields_of, missing_outputs
+from llm_finetune.components.data.format_sft.instruction import missing_outputs, read_fields
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.questions import Messages
-from llm_finetune.components.shared.rows.columns import empty
+from llm_finetune.components.shared.rows.columns import empty_texts
 from llm_finetune.components.shared.settings import FieldSettings
 
 TEMPLATE = "{output}"
-BEGINNING = 200
+MAX_OPENING_CHARACTERS = 200
 
 
 class PlainText:
-    """Passes text on as a completion without a prompt."""
+    """Uses the text as completion, with an empty prompt."""
 
     schema = pa.schema([("prompt", pa.string()), ("completion", pa.string())])
     template = TEMPLATE
 
     def __init__(self, fields: FieldSettings, template: str, default: str) -> None:
-        """Checks that the template fits.
+        """Checks the template.
 
         Args:
-            fields: Which column holds the text.
-            template: The card's template.
-            default: The template of data with instructions, which stands for none here.
+            fields: Name of the text column.
+            template: The setting `template`.
+            default: The setting's default, which counts as not set.
 
         Raises:
-            UserError: If the template asks for what plain text does not have.
+            UserError: If the template has fields that plain text does not have.
         """
         if template not in (default, TEMPLATE):
             raise UserError(
-                f"template = {template!r}: the data is plain text (column {fields.output_key!r}), which has neither an "
-                "instruction nor turns. Use template = '{output}', or name the columns with the instruction and the "
-                "answer"
+                f"template = {template!r}: the data is plain text (column {fields.output_key!r}) without instructions "
+                "or turns. Use template = '{output}', or set the columns of the instruction and the answer"
             )
         self.fields = fields
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
+        """Columns to read."""
         return self.fields.keys
 
     @property
     def chat_template(self) -> str:
-        """The chat template that renders a request as the text that the model goes on with."""
+        """Chat template that renders a request as text for the model to continue."""
         return Path(__file__).with_name("plain_text.jinja").read_text(encoding="utf-8")
 
-    def reasons(self, batch: pa.RecordBatch) -> pa.StringArray:
-        """Returns why a row can't be used, null where it can."""
+    def skip_reasons(self, batch: pa.RecordBatch) -> pa.StringArray:
+        """Returns the reason to skip each row, or null."""
         return missing_outputs(batch, self.fields)
 
-    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def format_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns an empty prompt and the text of each row."""
-        return pa.RecordBatch.from_arrays([empty(batch.num_rows), fields_of(batch, self.fields)[2]], schema=self.schema)
+        return pa.RecordBatch.from_arrays(
+            [empty_texts(batch.num_rows), read_fields(batch, self.fields)[2]], schema=self.schema
+        )
 
-    def requests(self, batch: pa.RecordBatch) -> list[Messages]:
-        """Returns the beginning of each text, for the model to go on with; an empty request where it is one word."""
-        starts = [beginning(text) for text in fields_of(batch, self.fields)[2].to_pylist()]
+    def chat_requests(self, batch: pa.RecordBatch) -> list[Messages]:
+        """Returns the first words of each text for the model to continue; an empty request for a single word."""
+        starts = [opening_text(text) for text in read_fields(batch, self.fields)[2].to_pylist()]
         return [[{"role": "user", "content": start}] if start else [] for start in starts]
 
-    def unused_input(self, batch: pa.RecordBatch) -> int:
-        """Returns 0: there is no input."""
+    def count_unused_input(self, batch: pa.RecordBatch) -> int:
+        """Returns 0, as plain text has no input."""
         return 0
 
 
-def beginning(text: str) -> str:
-    """Returns the first half of a text, but a few lines at most, up to the end of a word."""
-    half = text[: min(len(text) // 2, BEGINNING)]
+def opening_text(text: str) -> str:
+    """Returns at most half of a text and at most `MAX_OPENING_CHARACTERS`, up to the end of a word."""
+    half = text[: min(len(text) // 2, MAX_OPENING_CHARACTERS)]
     return half if text[len(half) : len(half) + 1].isspace() else half.rpartition(" ")[0]

@@ -6,8 +6,8 @@ from llm_finetune.components.shared.settings import FieldSettings, listed
 
 DEFAULT_TEMPLATE = "### Instruction:\\n{instruction}\\n\\n### Input:\\n{input}\\n\\n### Response:\\n{output}"
 
-WRITTEN = ("prompt", "completion", "messages", "tools")
-"""The columns that the card can write itself."""
+WRITTEN_COLUMNS = ("prompt", "completion", "messages", "tools")
+"""Columns that the card writes."""
 
 
 class Settings(FieldSettings):
@@ -16,26 +16,26 @@ class Settings(FieldSettings):
     template: str = Field(
         default=DEFAULT_TEMPLATE,
         min_length=1,
-        description="Text with {instruction}, {input} and {output}; a written \\n is a newline, {{ and }} are "
-        "braces. `chat` instead of a text makes conversations for the base model's own chat template.",
+        description="Text with {instruction}, {input} and {output}; \\n is a newline, {{ and }} are braces. `chat` "
+        "converts rows to conversations for the base model's own chat template.",
     )
     system_prompt: str = Field(
-        default="", description="With template = chat: system message of the conversations that have none."
+        default="", description="With template = chat: system message for conversations without one."
     )
     drop_empty_sections: bool = Field(
         default=False,
-        description="Whether a section of the template (a block between blank lines) whose fields are all empty is "
-        "left out.",
+        description="Whether to omit a section of the template (a block between blank lines) if all its fields are "
+        "empty.",
     )
     keep_columns: str = Field(
         default="",
-        description="Columns of the data that are kept beside, separated by commas: for the slices of Evaluate.",
+        description="Further columns to keep, separated by commas, for the slices of Evaluate.",
     )
 
     @field_validator("keep_columns")
     @classmethod
-    def _other_names(cls, value: str) -> str:
+    def _are_not_written(cls, value: str) -> str:
         for name in listed(value):
-            if name in WRITTEN:
-                raise ValueError(f"{name} is a column that this card writes; rename the data's own")
+            if name in WRITTEN_COLUMNS:
+                raise ValueError(f"{name} is a column that this card writes; rename the column in the data")
         return value

@@ -1,4 +1,4 @@
-"""Gather Shards: the datasets of all partitions as one."""
+"""Gather Shards: concatenates the datasets of all partitions."""
 
 from typing import List
 
@@ -14,14 +14,14 @@ def gather_shards(
     dataset: dsl.Output[dsl.Dataset],
     package_version: str = "",
 ):
-    """Puts datasets with the same columns behind one another.
+    """Concatenates datasets with the same columns.
 
-    The column `row` of tokens, which numbers the rows of their texts, goes on from one dataset to the next.
+    The column `row` of token datasets, which numbers the rows of their texts, continues from one dataset to the next.
 
     Args:
-        shards: What became of each partition.
-        partitions: All partitions, as Partition Rows returns them: exactly these must be there.
-        dataset: Their rows, and the files that lie beside those of the first one (tokenizer, format, chat template).
+        shards: The dataset of each partition.
+        partitions: All partitions, as returned by Partition Rows; exactly these must be present.
+        dataset: The rows of all, and the other files of the first dataset (tokenizer, format, chat template).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """
     from llm_finetune.components.data.gather_shards import step
@@ -30,12 +30,14 @@ def gather_shards(
     from llm_finetune.components.shared.metadata import recorded
 
     with card(package_version):
-        planned, arrived = step.numbers(partitions), step.numbers([recorded(shard) for shard in shards])
+        planned = step.partition_numbers(partitions)
+        arrived = step.partition_numbers([recorded(shard) for shard in shards])
         order = row_counts.planned_order("partition", planned, arrived)
         inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
         row_counts.check_whole(inputs)
         metadata = [recorded(shard) for shard in inputs.values()]
-        facts = step.gather_shards([shard.path for shard in inputs.values()], dataset.path, step.numbered(metadata))
-        produced = step.combined(metadata) | facts | lineage(inputs)
+        paths = [shard.path for shard in inputs.values()]
+        facts = step.gather_shards(paths, dataset.path, step.text_row_counts(metadata))
+        produced = step.merge_metadata(metadata) | facts | lineage(inputs)
         produced.pop("part", None)
         dataset.metadata.update(produced)

@@ -1,4 +1,4 @@
-"""Puts datasets behind one another."""
+"""Concatenates datasets."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,22 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.joined import common_schema, rows_of
+from llm_finetune.components.shared.joined import batches_of, common_schema
 from llm_finetune.components.shared.row_counts import check_accounted
 
 ROW = "row"
 
 
-def gather_shards(shards: Sequence[str | Path], dataset: str | Path, numbered: Sequence[int] = ()) -> dict[str, Any]:
+def gather_shards(
+    shards: Sequence[str | Path], dataset: str | Path, text_row_counts: Sequence[int] = ()
+) -> dict[str, Any]:
     """Writes the rows of all shards, in order, as one dataset.
 
     Args:
         shards: Folders of the datasets.
         dataset: Folder to write.
-        numbered: How many rows of other datasets the shards' column `row` numbers, per shard; empty where it does not.
+        text_row_counts: Per shard, the number of text rows that its column `row` refers to; empty if there is no such
+            column.
 
     Returns:
         `rows`, `columns` and `content_hash` for the artifact's metadata.
@@ -32,41 +35,41 @@ def gather_shards(shards: Sequence[str | Path], dataset: str | Path, numbered: S
         UserError: If a column differs between the shards.
     """
     schema = common_schema(shards)
-    shifts = [0, *accumulate(numbered)]
+    shifts = [0, *accumulate(text_row_counts)]
     with tables.ShardWriter(dataset, schema) as writer:
         for number, shard in enumerate(shards):
-            for batch in tables.read_ahead(rows_of(shard, schema)):
-                writer.write(_shifted(batch, shifts[number]) if numbered else batch)
+            for batch in tables.read_ahead(batches_of(shard, schema)):
+                writer.write(_shift_row_numbers(batch, shifts[number]) if text_row_counts else batch)
         check_accounted("Gather Shards", sum(tables.count_rows(shard) for shard in shards), writer.rows)
-        _copy_beside(Path(shards[0]), writer.folder)
+        _copy_other_files(Path(shards[0]), writer.folder)
     return {"rows": writer.rows, "columns": schema.names, "content_hash": content_hash(dataset)}
 
 
-def numbers(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the numbers of partitions, or of what became of them, as text; empty for what has none."""
-    # Numbers that travelled through JSON come back as floats.
+def partition_numbers(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the partition number in each mapping as text; empty if it has none."""
+    # Numbers passed through JSON are floats.
     return [str(int(part["part"])) if "part" in part else "" for part in parts]
 
 
-def numbered(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Returns how many rows of the texts the column `row` of tokens numbers; nothing for other datasets.
+def text_row_counts(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the number of text rows behind each token dataset; an empty list for other datasets.
 
     Args:
-        metadata: That of each shard. Packed tokens have no such column.
+        metadata: Metadata of each shard. Packed tokens have no column `row`.
     """
     if any("documents" not in shard or shard.get("packing") for shard in metadata):
         return []
     return [int(shard["documents"]) for shard in metadata]
 
 
-def combined(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the metadata of all shards as one: counts are added up, what all share is kept.
+def merge_metadata(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merges the metadata of all shards: counts are summed, equal values are kept.
 
     Args:
-        metadata: That of each shard.
+        metadata: Metadata of each shard.
 
     Returns:
-        Values by name; what differs between the shards and is no count is left out.
+        Values by name, without values that are not counts and differ between shards.
     """
     facts: dict[str, Any] = {}
     for name in metadata[0] if metadata else ():
@@ -97,12 +100,12 @@ _COUNTS = (
 _COUNTS_BY_REASON = ("dropped", "skipped", "personal_data", "converted")
 
 
-def _shifted(batch: pa.RecordBatch, shift: int) -> pa.RecordBatch:
+def _shift_row_numbers(batch: pa.RecordBatch, shift: int) -> pa.RecordBatch:
     place = batch.schema.get_field_index(ROW)
     return batch.set_column(place, batch.schema.field(place), pc.add(batch.column(place), shift))
 
 
-def _copy_beside(first: Path, folder: Path) -> None:
+def _copy_other_files(first: Path, folder: Path) -> None:
     for file in first.iterdir():
         if file.is_dir():
             shutil.copytree(file, folder / file.name)

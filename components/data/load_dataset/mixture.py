@@ -1,4 +1,4 @@
-"""Several sources in fixed shares: as many rows as the shares allow, no row twice."""
+"""Mixes several sources in fixed shares, without repeating a row."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,28 +8,28 @@ import pyarrow as pa
 
 from llm_finetune.components.data.load_dataset import sampling
 from llm_finetune.components.data.load_dataset.settings import Member
-from llm_finetune.components.data.sources.origins import check_names, shown
-from llm_finetune.components.data.sources.types import fit, widened
+from llm_finetune.components.data.sources.column_types import cast_batch, widen
+from llm_finetune.components.data.sources.origins import check_column_names, type_name
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError, nearest
 
-Keep = Callable[[Path, int], None]  # writes the rows of a member, so many at most (0: all), to a folder
+WriteRows = Callable[[Path, int], None]  # writes at most that many rows of a source (0: all) to a folder
 
 
-def counts(available: list[int], weights: list[float], most: int) -> list[int]:
-    """Returns how many rows of each source make the largest mixture with these shares.
+def rows_per_source(available: list[int], weights: list[float], max_rows: int) -> list[int]:
+    """Returns the rows of each source in the largest possible mixture with these shares.
 
-    Shares are met as nearly as whole rows allow (largest remainder).
+    Shares are rounded to whole rows by the largest remainder method.
 
     Args:
         available: Rows of each source.
-        weights: Weight of each, above 0.
-        most: Rows in all at most; 0 for no limit.
+        weights: Weight of each source, above 0.
+        max_rows: Maximum number of rows in total; 0 for no limit.
     """
     shares = np.array(weights) / sum(weights)
-    # A row is no more than rounding: 3 of 10 rows at a share of 0.3 must give 10 in all, not 9.
+    # The tolerance compensates rounding errors: 3 rows at a share of 0.3 must give 10 in total, not 9.
     total = int(min(rows / share for rows, share in zip(available, shares, strict=True)) + 1e-9)
-    total = min(total, most) if most else total
+    total = min(total, max_rows) if max_rows else total
     exact = total * shares
     taken = np.floor(exact + 1e-9).astype(int)
     order = np.argsort(-(exact - taken), kind="stable")
@@ -37,21 +37,21 @@ def counts(available: list[int], weights: list[float], most: int) -> list[int]:
     return [min(rows, count) for rows, count in zip(available, taken.tolist(), strict=True)]
 
 
-def most_rows(weights: list[float], most: int) -> list[int]:
-    """Returns how many rows of each source a mixture of `most` rows can need; 0 for all."""
-    return [int(np.ceil(most * weight / sum(weights))) for weight in weights]
+def max_rows_per_source(weights: list[float], max_rows: int) -> list[int]:
+    """Returns the maximum rows of each source in a mixture of `max_rows` rows; 0 for all."""
+    return [int(np.ceil(max_rows * weight / sum(weights))) for weight in weights]
 
 
 class Mixture:
-    """Sources that are kept on disk until it is known how many rows of each are taken."""
+    """Sources, stored on disk until the rows to take from each are known."""
 
     def __init__(self, members: list[Member], source_column: str, folder: Path) -> None:
-        """Names the sources.
+        """Stores the settings.
 
         Args:
-            members: Their settings.
-            source_column: Column that says where a row is from; empty for none.
-            folder: A place on disk.
+            members: Settings of the sources.
+            source_column: Column for the name of a row's source; empty for none.
+            folder: Folder for temporary files.
         """
         self.members, self.source_column = members, source_column
         self.names = [member.label for member in members]
@@ -59,76 +59,76 @@ class Mixture:
         self.available: list[int] = []
         self.taken: list[int] = []
 
-    def read(self, keep: list[Keep], max_samples: int, seed: int) -> Iterator[pa.RecordBatch]:
-        """Keeps all sources, then mixes them.
+    def read(self, writers: list[WriteRows], max_samples: int, seed: int) -> Iterator[pa.RecordBatch]:
+        """Writes all sources to disk, then mixes them.
 
         Args:
-            keep: How to read each.
-            max_samples: Rows in all at most; 0 for no limit.
-            seed: Seed of the choice in each source; -1 takes the first rows.
+            writers: Function for each source that writes its rows to a folder.
+            max_samples: Maximum number of rows in total; 0 for no limit.
+            seed: Seed of the sample of each source; -1 takes the first rows.
 
         Yields:
-            The rows of one source after the other, with the same columns.
+            The rows, source by source, with the same columns.
 
         Raises:
-            UserError: If the columns differ, or a source is too small for its share.
+            UserError: If the columns differ, or a source has too few rows for its share.
         """
         weights = [member.weight for member in self.members]
-        limits = most_rows(weights, max_samples) if seed < 0 else [0] * len(weights)
-        for write, folder, limit in zip(keep, self.folders, limits, strict=True):
+        limits = max_rows_per_source(weights, max_samples) if seed < 0 else [0] * len(weights)
+        for write, folder, limit in zip(writers, self.folders, limits, strict=True):
             write(folder, limit)
         self.available = [tables.count_rows(folder) for folder in self.folders]
-        self.taken = counts(self.available, weights, max_samples)
+        self.taken = rows_per_source(self.available, weights, max_samples)
         empty = next((i for i, count in enumerate(self.taken) if not count), None)
         if empty is not None:
             raise UserError(
-                f"no row of {self.names[empty]!r} fits into the mixture at weight {weights[empty]:g}: the sources "
+                f"the mixture has no room for a row of {self.names[empty]!r} at weight {weights[empty]:g}: the sources "
                 f"have {', '.join(f'{rows:,}' for rows in self.available)} rows. Change the weights, or max_samples"
             )
         schema = self._schema()
         for number, folder in enumerate(self.folders):
-            for batch in sampling.chosen(folder, self.taken[number], seed):
-                yield self._labelled(self._renamed(batch, number), number, schema)
+            for batch in sampling.sample_rows(folder, self.taken[number], seed):
+                yield self._add_source_column(self._select_columns(batch, number), number, schema)
 
     def _schema(self) -> pa.Schema:
-        """Returns the columns and types that the rows of all sources fit."""
+        """Returns a schema that fits the rows of all sources."""
         schema: pa.Schema | None = None
         for number, folder in enumerate(self.folders):
-            found = self._renamed(tables.head(folder, 0), number).schema
+            found = self._select_columns(tables.head(folder, 0), number).schema
             if schema is None:
                 schema = found
                 continue
-            hint = f"mixture.{number} ({self.names[number]}), whose columns can be chosen and renamed with `columns`,"
-            check_names(found.names, schema.names, hint)
-            wider = widened(schema, found)
+            hint = f"mixture.{number} ({self.names[number]}), whose columns can be selected and renamed with `columns`,"
+            check_column_names(found.names, schema.names, hint)
+            wider = widen(schema, found)
             if wider is None:
-                changed = next(field for field in schema if widened(pa.schema([field]), found) is None)
+                changed = next(field for field in schema if widen(pa.schema([field]), found) is None)
                 raise UserError(
-                    f"column {changed.name!r} of {self.names[number]!r} is {shown(found.field(changed.name))}, and "
-                    f"{shown(changed)} in the sources before. Give a column one type"
+                    f"column {changed.name!r} of {self.names[number]!r} is {type_name(found.field(changed.name))}, but "
+                    f"{type_name(changed)} in earlier sources. Use one type per column"
                 )
             schema = wider
         assert schema is not None
         if self.source_column in schema.names:
             raise UserError(
-                f"the rows already have a column {self.source_column!r}: name another one with source_column, or none"
+                f"the rows already have a column {self.source_column!r}: set source_column to another name, or to ''"
             )
         return schema
 
-    def _renamed(self, rows: pa.RecordBatch | pa.Table, number: int) -> pa.RecordBatch | pa.Table:
+    def _select_columns(self, rows: pa.RecordBatch | pa.Table, number: int) -> pa.RecordBatch | pa.Table:
         chosen = self.members[number].columns
         if not chosen:
             return rows
         for new, old in chosen.items():
             if old not in rows.schema.names:
                 raise UserError(
-                    f"mixture.{number}.columns.{new} = {old!r}: no row of {self.names[number]!r} has it"
+                    f"mixture.{number}.columns.{new} = {old!r}: {self.names[number]!r} has no such column"
                     f"{nearest(old, rows.schema.names)} (columns: {', '.join(rows.schema.names)})"
                 )
         return rows.select(list(chosen.values())).rename_columns(list(chosen))
 
-    def _labelled(self, batch: pa.RecordBatch, number: int, schema: pa.Schema) -> pa.RecordBatch:
-        batch = fit(batch, schema)
+    def _add_source_column(self, batch: pa.RecordBatch, number: int, schema: pa.Schema) -> pa.RecordBatch:
+        batch = cast_batch(batch, schema)
         if not self.source_column:
             return batch
         label = pa.repeat(pa.scalar(self.names[number]), batch.num_rows)

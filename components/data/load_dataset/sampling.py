@@ -1,4 +1,4 @@
-"""So many rows chosen by chance out of any number, in flat memory, the same ones on every machine."""
+"""Deterministic random samples in constant memory, the same on every machine."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,35 +8,35 @@ import pyarrow as pa
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.rows.duplicates import mixed
+from llm_finetune.components.shared.rows.duplicates import keyed_hash
 
 
-def chosen(folder: Path, count: int, seed: int) -> Iterator[pa.RecordBatch]:
-    """Chooses rows of a dataset on disk.
+def sample_rows(folder: Path, count: int, seed: int) -> Iterator[pa.RecordBatch]:
+    """Samples rows of a dataset on disk.
 
     Args:
         folder: The dataset.
-        count: Rows to choose; all if there are fewer.
-        seed: Seed of the choice, in which every set of `count` rows is equally likely; -1 takes the first rows.
+        count: Number of rows; all if there are fewer.
+        seed: Seed of the uniform sample without replacement; -1 takes the first rows.
 
     Yields:
-        The chosen rows in their old order.
+        The sampled rows in their original order.
     """
     if seed < 0:
-        yield from first_rows(tables.batches(folder), count)
+        yield from take_rows(tables.batches(folder), count)
         return
     rows = tables.count_rows(folder)
-    keys = mixed(np.arange(rows, dtype=np.uint64), seed)
-    is_chosen = np.zeros(rows, bool)
-    is_chosen[np.argpartition(keys, count - 1)[:count] if count < rows else slice(None)] = True
+    keys = keyed_hash(np.arange(rows, dtype=np.uint64), seed)
+    is_sampled = np.zeros(rows, bool)
+    is_sampled[np.argpartition(keys, count - 1)[:count] if count < rows else slice(None)] = True
     start = 0
     for batch in tables.batches(folder):
-        yield batch.filter(pa.array(is_chosen[start : start + batch.num_rows]))
+        yield batch.filter(pa.array(is_sampled[start : start + batch.num_rows]))
         start += batch.num_rows
 
 
-def first_rows(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
-    """Passes on so many rows and stops reading."""
+def take_rows(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """Yields the first `count` rows and stops reading."""
     for batch in batches:
         yield batch.slice(0, count)
         count -= batch.num_rows
@@ -44,12 +44,12 @@ def first_rows(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.Rec
             return
 
 
-def first_of(batches: Iterable[pa.RecordBatch], name: str) -> tuple[pa.RecordBatch, Iterator[pa.RecordBatch]]:
-    """Returns the first batch that has rows, and all batches.
+def peek(batches: Iterable[pa.RecordBatch], name: str) -> tuple[pa.RecordBatch, Iterator[pa.RecordBatch]]:
+    """Returns the first non-empty batch, and an iterator over all batches from it on.
 
     Args:
         batches: Record batches of one schema.
-        name: Where they come from.
+        name: Name of the source, for the error message.
 
     Raises:
         UserError: If there are no rows.
@@ -59,8 +59,8 @@ def first_of(batches: Iterable[pa.RecordBatch], name: str) -> tuple[pa.RecordBat
     if first is None:
         raise UserError(f"{name} has no rows")
 
-    def again() -> Iterator[pa.RecordBatch]:
+    def all_batches() -> Iterator[pa.RecordBatch]:
         yield first
         yield from stream
 
-    return first, again()
+    return first, all_batches()

@@ -1,4 +1,4 @@
-"""Partition Rows: deals the rows of all shards out so that all copies of a row meet in one place."""
+"""Partition Rows: distributes the rows of all shards so that all copies of a row are in one partition."""
 
 from typing import List
 
@@ -16,22 +16,22 @@ def partition_rows(
     settings: dict = {},
     package_version: str = "",
 ) -> List[dict]:
-    """Deals the rows of all shards out to partitions by a hash of what Filter & Clean compares to find duplicates.
+    """Distributes the rows of all shards to partitions by a hash of the text that Filter & Clean deduplicates by.
 
-    Rows with the same text get the same partition whatever shard they come from, so that each partition can be cleaned
-    by itself and the result is that of cleaning all rows at once. All partitions lie in one artifact, because KFP's
-    backend hands only one element of a list of artifacts to the inside of a loop.
+    Rows with the same text are in the same partition, so each partition can be cleaned separately with the same result
+    as cleaning all rows at once. All partitions are in one artifact, because KFP's backend passes only one element of a
+    list of artifacts into a loop.
 
     Args:
         shards: The rows of each shard.
-        planned: Name of each shard, as Plan Shards returns them: exactly these must be there.
-        partitions: One dataset per partition, in folders by their numbers; rows keep their order.
+        planned: Names of all shards, as returned by Plan Shards; exactly these must be present.
+        partitions: One dataset per partition, in numbered folders; rows keep their order.
         parts: Number of partitions.
-        settings: The settings that Filter & Clean will be given.
+        settings: Settings of Filter & Clean.
         package_version: Version that compiled the pipeline; the step refuses another one.
 
     Returns:
-        Number and rows of each partition (`part` and `rows`): what Filter & Clean takes one of as `partition`.
+        Number and rows of each partition (`part` and `rows`), for the parameter `partition` of Filter & Clean.
     """
     from llm_finetune.components.data.filter_clean.settings import Settings
     from llm_finetune.components.data.partition_rows import step
@@ -44,7 +44,7 @@ def partition_rows(
         inputs = {f"shard_{number}": shards[place] for number, place in enumerate(order)}
         row_counts.check_whole(inputs)
         paths = [shard.path for shard in inputs.values()]
-        dealt = step.partition_rows(paths, partitions.path, int(parts), Settings.of({"settings": settings}))
-        facts = step.whole(partitions.path, [recorded(shard) for shard in inputs.values()], dealt)
+        written = step.partition_rows(paths, partitions.path, int(parts), Settings.of({"settings": settings}))
+        facts = step.facts(partitions.path, [recorded(shard) for shard in inputs.values()], written)
         partitions.metadata.update(facts.metadata() | lineage(inputs) | {"origin": facts.origin()})
-    return dealt
+    return written

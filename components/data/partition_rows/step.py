@@ -1,4 +1,4 @@
-"""Deals the rows of all shards out to partitions by their text."""
+"""Distributes the rows of all shards to partitions by their text."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llm_finetune.components.data.filter_clean.cleaning import Cleaner
 from llm_finetune.components.data.filter_clean.settings import Settings
-from llm_finetune.components.data.filter_clean.worker import Cleaner
 from llm_finetune.components.data.load_dataset.step import Facts
-from llm_finetune.components.data.sources.hub import AND
-from llm_finetune.components.data.sources.origins import combined
+from llm_finetune.components.data.sources.hub import LICENSE_SEPARATOR
+from llm_finetune.components.data.sources.origins import combined_revision
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.joined import common_schema, rows_of
-from llm_finetune.components.shared.partitions import MOST_SHARDS, part_of
+from llm_finetune.components.shared.joined import batches_of, common_schema
+from llm_finetune.components.shared.partitions import MAX_SHARDS, partition_folder
 from llm_finetune.components.shared.row_counts import check_accounted
-from llm_finetune.components.shared.rows.duplicates import hashes, normalised
-from llm_finetune.components.shared.rows.layouts import recognised
+from llm_finetune.components.shared.rows.duplicates import hash_texts, normalize_text
+from llm_finetune.components.shared.rows.layouts import detect_layout
 from llm_finetune.components.shared.rows.text import check_columns
 
 
@@ -34,63 +34,64 @@ def partition_rows(
         shards: Folders with the rows.
         partitions: Folder to write; partition 3 is the dataset in `00003`.
         parts: Number of partitions.
-        settings: Those of Filter & Clean: they decide which texts are the same.
+        settings: Settings of Filter & Clean, which decide which texts are equal.
 
     Returns:
         Number and rows of each partition.
 
     Raises:
-        UserError: If a column is missing or differs between the shards, or a partition has no row.
+        UserError: If a column is missing or differs between shards, or a partition is empty.
     """
-    if not 1 <= parts <= MOST_SHARDS:
-        raise UserError(f"parts = {parts}: 1 to {MOST_SHARDS} are possible")
+    if not 1 <= parts <= MAX_SHARDS:
+        raise UserError(f"parts = {parts}: must be between 1 and {MAX_SHARDS}")
     schema = common_schema(shards)
-    fields = recognised(schema, settings)
+    fields = detect_layout(schema, settings)
     check_columns(schema, fields)
     cleaner = Cleaner(fields)
 
-    def dealt(batch: pa.RecordBatch) -> list[tuple[int, pa.RecordBatch]]:
-        part = partition_of(cleaner.cleaned(batch).text.whole(), parts)
+    def split(batch: pa.RecordBatch) -> list[tuple[int, pa.RecordBatch]]:
+        part = partition_of(cleaner.clean(batch).text.full_text(), parts)
         return [(number, batch.filter(pa.array(part == number))) for number in np.unique(part).tolist()]
 
     with whole_folder(partitions) as folder, ExitStack() as open_writers:
         writers = [
-            open_writers.enter_context(tables.ShardWriter(part_of(folder, part), schema)) for part in range(parts)
+            open_writers.enter_context(tables.ShardWriter(partition_folder(folder, part), schema))
+            for part in range(parts)
         ]
-        batches = chain.from_iterable(rows_of(shard, schema) for shard in shards)
-        for number, rows in chain.from_iterable(tables.in_parallel(dealt, batches)):
+        batches = chain.from_iterable(batches_of(shard, schema) for shard in shards)
+        for number, rows in chain.from_iterable(tables.in_parallel(split, batches)):
             writers[number].write(rows)
         counts = [writer.rows for writer in writers]
         check_accounted("Partition Rows", sum(tables.count_rows(shard) for shard in shards), sum(counts))
         if not all(counts):
             raise UserError(
-                f"{sum(counts):,} rows leave {counts.count(0)} of {parts} partitions empty; use fewer shards"
+                f"with {sum(counts):,} rows, {counts.count(0)} of {parts} partitions are empty; use fewer shards"
             )
     return [{"part": part, "rows": count} for part, count in enumerate(counts)]
 
 
 def partition_of(texts: pa.StringArray, parts: int) -> np.ndarray:
-    """Returns the partition of each text: the same for texts that are duplicates, on every machine."""
-    # Not the half of the hash by which Train/Val Split chooses its rows.
-    return (hashes(normalised(texts))[:, 1] % np.uint64(parts)).astype(np.int64)
+    """Returns the partition of each text; equal for duplicates, and the same on every machine."""
+    # The other half of the hash decides the side in Train/Val Split.
+    return (hash_texts(normalize_text(texts))[:, 1] % np.uint64(parts)).astype(np.int64)
 
 
-def whole(partitions: str | Path, metadata: Sequence[Mapping[str, Any]], dealt: Sequence[Mapping[str, int]]) -> Facts:
-    """Returns the facts of the shards as those of one dataset that was loaded.
+def facts(partitions: str | Path, metadata: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, int]]) -> Facts:
+    """Returns the facts of all shards as facts of one dataset.
 
     Args:
         partitions: Folder with the partitions.
-        metadata: That of each shard, as Load Dataset has recorded it.
-        dealt: What `partition_rows` has returned.
+        metadata: Metadata of each shard, as recorded by Load Dataset.
+        written: Result of `partition_rows`.
     """
     names = [str(shard.get("source", "")) for shard in metadata]
     revisions = {f"{number} {names[number]}": str(shard.get("revision", "")) for number, shard in enumerate(metadata)}
     return Facts(
-        rows=sum(part["rows"] for part in dealt),
-        columns=tables.schema(part_of(partitions, 0)).names,
+        rows=sum(part["rows"] for part in written),
+        columns=tables.schema(partition_folder(partitions, 0)).names,
         source=names[0] if len(names) == 1 else f"{names[0]}, with {len(names) - 1:,} more shards",
-        revision=combined(revisions),
-        licence=AND.join(dict.fromkeys(str(shard.get("licence", "")) for shard in metadata)),
+        revision=combined_revision(revisions),
+        license=LICENSE_SEPARATOR.join(dict.fromkeys(str(shard.get("license", "")) for shard in metadata)),
         sources=[],
         content_hash=content_hash(partitions),
     )

@@ -1,4 +1,4 @@
-"""Plan Shards: which files of a source are read together."""
+"""Plan Shards: assigns the files of a source to shards."""
 
 from typing import List, NamedTuple
 
@@ -9,17 +9,17 @@ from llm_finetune.components.shared.images import data_component
 def plan_shards(files: str, shards: int, split_settings: dict = {}, package_version: str = "") -> NamedTuple(
     "Plan", [("settings", List[dict]), ("names", List[str])]
 ):
-    """Deals the files of a source out to shards, in order and as evenly as whole files allow.
+    """Assigns the files of a source to shards, in order and as evenly as whole files allow.
 
     Args:
-        files: Files as Load Dataset's jsonl_path takes them: paths, URLs and patterns, with commas between them.
-        shards: Shards at most; there are never more than files.
-        split_settings: Settings of Train/Val Split, refused here if no partition can keep them by itself.
+        files: Paths, URLs and patterns, separated by commas, as in Load Dataset's jsonl_path.
+        shards: Maximum number of shards; limited by the number of files.
+        split_settings: Settings of Train/Val Split; refused if a split per partition cannot satisfy them.
         package_version: Version that compiled the pipeline; the step refuses another one.
 
     Returns:
-        For each shard its files and what they hold now, as settings of Load Dataset, and the name of those files, by
-        which Partition Rows knows whether all have arrived.
+        For each shard: settings of Load Dataset with its files and their ETag, and a name by which Partition Rows
+        detects missing shards.
     """
     from llm_finetune.components.data.plan_shards import step
     from llm_finetune.components.shared.card import card

@@ -1,49 +1,48 @@
-"""Deals the files of a source out to shards."""
+"""Assigns the files of a source to shards."""
 
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from llm_finetune.components.data.sources.locations import etag
-from llm_finetune.components.data.sources.locations import files as files_of
-from llm_finetune.components.data.sources.locations import name as name_of
+from llm_finetune.components.data.sources import locations
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.partitions import MOST_SHARDS
+from llm_finetune.components.shared.partitions import MAX_SHARDS
 
 
 def plan_shards(
     files: str, shards: int, split_settings: Mapping[str, Any] | None = None
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Returns what Load Dataset shall read for each shard.
+    """Returns settings of Load Dataset for each shard.
 
-    Five files for two shards: the first three, then the other two. The order is kept, so that of rows which are the
-    same the first one is the first one of the whole source.
+    Five files in two shards: the first three, then the other two. The order is preserved, so that the first of several
+    duplicate rows is the first in the whole source.
 
     Args:
-        files: Paths, URLs and patterns, as Load Dataset takes them.
-        shards: Shards at most.
+        files: Paths, URLs and patterns, as in Load Dataset.
+        shards: Maximum number of shards.
         split_settings: Settings of Train/Val Split.
 
     Returns:
-        Per shard settings of Load Dataset (`jsonl_path`, its files, one below the other, and `etag`, which tells them
-        from what they were before), and the `source` that Load Dataset will record of it.
+        For each shard: settings of Load Dataset (`jsonl_path`, one file per line, and `etag`), and the `source` that
+        Load Dataset will record.
 
     Raises:
-        UserError: If a pattern matches nothing, the number of shards is impossible, or a group of rows is to stay
-            together.
+        UserError: If a pattern matches no file, the number of shards is out of range, or `group_key` is set.
     """
     group_key = (split_settings or {}).get("group_key", "")
     if group_key:
         raise UserError(
-            f"group_key = {group_key!r}: rows are dealt out by their text, so that a group would lie in several "
-            "partitions and on both sides of the split. Use the single path, or leave group_key empty"
+            f"group_key = {group_key!r}: rows are partitioned by their text, so a group would be spread over several "
+            "partitions and both sides of the split. Use the unsharded pipeline, or leave group_key empty"
         )
-    if not 1 <= shards <= MOST_SHARDS:
-        raise UserError(f"shards = {shards}: 1 to {MOST_SHARDS} are possible")
-    found = files_of(files)
+    if not 1 <= shards <= MAX_SHARDS:
+        raise UserError(f"shards = {shards}: must be between 1 and {MAX_SHARDS}")
+    found = locations.find_files(files)
     count = min(shards, len(found))
     edges = [-(-i * len(found) // count) for i in range(count + 1)]
     print(f"{len(found):,} files in {count:,} shards")
     parts = [found[begin:end] for begin, end in pairwise(edges)]
-    settings = [{"jsonl_path": "\n".join(file.location for file in part), "etag": etag(part)} for part in parts]
-    return settings, [name_of(part) for part in parts]
+    settings = [
+        {"jsonl_path": "\n".join(file.location for file in part), "etag": locations.joint_etag(part)} for part in parts
+    ]
+    return settings, [locations.joint_name(part) for part in parts]

@@ -1,4 +1,4 @@
-"""A JSON array as blocks of lines, read as far as the next element needs."""
+"""Streams a JSON array as blocks of lines, one element per line."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Stream(Protocol):
-    """Bytes of a text file."""
+    """A readable stream of bytes."""
 
     def read(self, count: int) -> bytes:
         """Returns up to `count` bytes; empty only at the end."""
@@ -19,60 +19,60 @@ class Stream(Protocol):
 
 
 def array_blocks(stream: Stream, name: str) -> Iterator[tuple[bytes, int]]:
-    """Cuts a JSON array into blocks with one element per line.
+    """Splits a JSON array into blocks with one element per line.
 
     Args:
-        stream: Text that begins with `[`.
-        name: The file, for messages.
+        stream: Text that starts with `[`.
+        name: File name for error messages.
 
     Yields:
-        Blocks of whole elements, and the number of elements in each.
+        A block of complete elements, and the number of elements in it.
 
     Raises:
-        UserError: If the text is not one JSON array.
+        UserError: If the text is not a single JSON array.
     """
-    reader = _Characters(stream, name)
-    reader.skip("[")
+    reader = _ArrayReader(stream, name)
+    reader.expect("[")
     number = 1
     block: list[str] = []
     size = 0
-    while reader.next_character() != "]" or number > 1:
-        element = reader.element(number)
+    while reader.peek() != "]" or number > 1:
+        element = reader.read_element(number)
         block.append(element)
         size += len(element)
-        if size >= jsonl.FIRST_BLOCK:
+        if size >= jsonl.FIRST_BLOCK_BYTES:
             yield _lines(block), len(block)
             block, size = [], 0
         number += 1
-        if reader.next_character() == ",":
-            reader.skip(",")
-        elif reader.next_character() == "]":
+        if reader.peek() == ",":
+            reader.expect(",")
+        elif reader.peek() == "]":
             break
-        elif not reader.next_character():
-            raise UserError(f"{name}: the array is cut off after element {number - 1}")
+        elif not reader.peek():
+            raise UserError(f"{name}: the array ends after element {number - 1} without ']'")
         else:
-            raise UserError(f"{name}: after element {number - 1} comes {reader.shown()!r}, not ',' or ']'")
-    reader.skip("]")
-    if reader.next_character():
-        raise UserError(f"{name}: after the array comes more text: {reader.shown()!r}")
+            raise UserError(f"{name}: expected ',' or ']' after element {number - 1}, found {reader.preview()!r}")
+    reader.expect("]")
+    if reader.peek():
+        raise UserError(f"{name}: text after the end of the array: {reader.preview()!r}")
     if block:
         yield _lines(block), len(block)
 
 
-class _Characters:
-    """The text of a JSON array, read as far as the next element needs."""
+class _ArrayReader:
+    """Reads a JSON array element by element, without loading more text than the next element needs."""
 
     def __init__(self, stream: Stream, name: str) -> None:
         self.stream, self.name = stream, name
         self.text, self.at, self.tail = "", 0, b""
         self.ended = False
 
-    def more(self, size: int) -> None:
+    def read_more(self, size: int) -> None:
         data = self.stream.read(size)
         self.ended = not data
         data = self.tail + data
         end = len(data)
-        if not self.ended:  # a character may lie across two reads
+        if not self.ended:  # a character can be split between two reads
             end = next((len(data) - i for i in range(1, min(4, len(data)) + 1) if data[-i] >= 0xC0), len(data))
         try:
             new = data[:end].decode("utf-8")
@@ -81,29 +81,29 @@ class _Characters:
         self.tail = data[end:]
         self.text, self.at = self.text[self.at :] + new, 0
 
-    def next_character(self) -> str:
+    def peek(self) -> str:
         while True:
             while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
                 self.at += 1
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
-            self.more(jsonl.FIRST_BLOCK)
+            self.read_more(jsonl.FIRST_BLOCK_BYTES)
 
-    def skip(self, character: str) -> None:
-        if self.next_character() != character:
-            raise UserError(f"{self.name}: the array is cut off: {character!r} is missing at its end")
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise UserError(f"{self.name}: the array ends without {character!r}")
         self.at += 1
 
-    def element(self, number: int) -> str:
-        self.next_character()
-        size = jsonl.FIRST_BLOCK
+    def read_element(self, number: int) -> str:
+        self.peek()
+        size = jsonl.FIRST_BLOCK_BYTES
         while True:
             try:
                 _, end = _DECODER.raw_decode(self.text, self.at)
                 if end < len(self.text) or self.ended:
                     element, self.at = self.text[self.at : end], end
                     return element
-                error = "the array is cut off"
+                error = "the file ends within the element"
             except json.JSONDecodeError as mistake:
                 error = f"{mistake.msg}: {self.text[max(self.at, mistake.pos - 40) : mistake.pos + 40]!r}"
                 if not mistake.msg.startswith("Unterminated") and mistake.pos < len(self.text) - 16:
@@ -112,15 +112,15 @@ class _Characters:
                 raise UserError(f"{self.name}, element {number}: nested too deeply") from None
             if self.ended:
                 raise UserError(f"{self.name}, element {number} is not JSON: {error}")
-            if len(self.text) - self.at > jsonl.LONGEST_LINE:
-                raise UserError(f"{self.name}: element {number} is longer than {jsonl.LONGEST_LINE >> 20} MiB")
-            self.more(size)
+            if len(self.text) - self.at > jsonl.MAX_LINE_BYTES:
+                raise UserError(f"{self.name}: element {number} is longer than {jsonl.MAX_LINE_BYTES >> 20} MiB")
+            self.read_more(size)
             size *= 2
 
-    def shown(self) -> str:
+    def preview(self) -> str:
         return self.text[self.at : self.at + 40]
 
 
 def _lines(elements: list[str]) -> bytes:
-    # Outside of strings a line break is mere layout, and inside of them JSON has no bare one.
+    # Outside strings a line break is white space; inside strings JSON does not allow unescaped ones.
     return "".join(element.replace("\n", " ").replace("\r", " ") + "\n" for element in elements).encode()

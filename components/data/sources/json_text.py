@@ -1,4 +1,4 @@
-"""JSON columns that no Arrow type holds as they are written (42 beside 3.5): read as the text of their values."""
+"""JSON columns that no Arrow type can hold as written (42 and 3.5): stored as JSON text."""
 
 import json
 from collections.abc import Iterator
@@ -8,72 +8,75 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetune.components.data.sources import explain
-from llm_finetune.components.data.sources.types import held_kind
+from llm_finetune.components.data.sources import json_errors
+from llm_finetune.components.data.sources.column_types import json_kind
 
 
-def as_held(block: bytes, schema: pa.Schema, place: explain.Place) -> bytes:
-    """Returns a block with text in the columns that hold JSON.
+def encode_json_columns(block: bytes, schema: pa.Schema, place: json_errors.BlockPosition) -> bytes:
+    """Replaces values by their JSON text in the columns that are stored as JSON.
 
-    Numbers become what `as_text` makes of a column of their own, so that a row's text does not depend on other rows.
+    A number becomes the same text as in a column of numbers (`as_text`), so that a row's text does not depend on other
+    rows.
 
     Args:
-        block: Whole lines.
-        schema: Columns and types, some of them perhaps held as JSON.
-        place: Where the lines come from.
+        block: Complete lines.
+        schema: Columns and types.
+        place: Position of the block, for error messages.
 
     Raises:
-        UserError: If a line is no row, or a value of such a column is of another kind than those before.
+        UserError: If a line is not a row, or a value differs in kind from the values before it.
     """
-    kinds = {field.name: held_kind(field) for field in schema if held_kind(field)}
+    kinds = {field.name: json_kind(field) for field in schema if json_kind(field)}
     if not kinds:
         return block
     lines = block.split(b"\n")
     for i, line in enumerate(lines):
         if line.strip():
             number = place.first_line + i
-            row = explain.row(line, number, place)
+            row = json_errors.parse_row(line, number, place)
             for name, kind in kinds.items():
                 if row.get(name) is not None:
-                    explain.check_kind(name, row[name], kind, number, place)
-                    row[name] = _text(row[name])
+                    json_errors.check_kind(name, row[name], kind, number, place)
+                    row[name] = _value_text(row[name])
             lines[i] = json.dumps(row, ensure_ascii=False).encode()
     return b"\n".join(lines)
 
 
-def changed(table: pa.Table, block: bytes, place: explain.Place) -> list[str]:
-    """Names the columns of fractions in which a number is written as a whole one.
+def float_columns_with_integers(table: pa.Table, block: bytes, place: json_errors.BlockPosition) -> list[str]:
+    """Returns the floating-point columns in which a number is written as an integer.
 
     Args:
         table: The rows of a block.
-        block: Its lines.
-        place: Where they come from.
+        block: Lines of the block.
+        place: Position of the block, for error messages.
     """
-    whole = {field.name: _whole_rows(table.column(field.name)) for field in table.schema if _has_floats(field.type)}
-    doubtful = {name: rows for name, rows in whole.items() if len(rows)}
-    if not doubtful:
+    rows_by_name = {
+        field.name: _candidate_rows(table.column(field.name)) for field in table.schema if _has_floats(field.type)
+    }
+    candidates = {name: rows for name, rows in rows_by_name.items() if len(rows)}
+    if not candidates:
         return []
-    kinds = {name: table.schema.field(name).type for name in doubtful}
+    kinds = {name: table.schema.field(name).type for name in candidates}
     found: list[str] = []
-    lines = explain.lines(block, place)
-    for i in np.unique(np.concatenate(list(doubtful.values()))).tolist():
+    lines = json_errors.numbered_lines(block, place)
+    for i in np.unique(np.concatenate(list(candidates.values()))).tolist():
         number, line = lines[i]
-        row = _row(number, line, place)
-        found += [name for name in kinds if name not in found and _is_whole(row.get(name), kinds[name])]
+        row = _parse_row(number, line, place)
+        found += [name for name in kinds if name not in found and _has_integer(row.get(name), kinds[name])]
         if len(found) == len(kinds):
             break
     return found
 
 
-def _row(number: int, line: bytes, place: explain.Place) -> dict[str, Any]:
+def _parse_row(number: int, line: bytes, place: json_errors.BlockPosition) -> dict[str, Any]:
     try:
         row: dict[str, Any] = json.loads(line)
-    except ValueError:  # told with its place
-        return explain.row(line, number, place)
+    except ValueError:  # raises the error with its position
+        return json_errors.parse_row(line, number, place)
     return row
 
 
-def _text(value: Any) -> str | None:
+def _value_text(value: Any) -> str | None:
     if isinstance(value, float):
         return repr(value) if value == value else None
     return json.dumps(value, ensure_ascii=False)
@@ -87,32 +90,32 @@ def _has_floats(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind)
 
 
-def _whole_rows(column: pa.ChunkedArray) -> np.ndarray:
-    """Returns the rows that may hold a whole number, where one is anywhere in the column."""
+def _candidate_rows(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns the rows that can contain a number written as an integer; all rows of a nested column."""
     if pa.types.is_nested(column.type):
-        any_whole = any(len(_whole(leaf)) for chunk in column.chunks for leaf in _leaves(chunk))
-        return np.arange(len(column) if any_whole else 0)
-    return _whole(column)
+        any_integral = any(len(_integral(leaf)) for chunk in column.chunks for leaf in _float_arrays(chunk))
+        return np.arange(len(column) if any_integral else 0)
+    return _integral(column)
 
 
-def _whole(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def _integral(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.indices_nonzero(pc.equal(pc.floor(values), values)).to_numpy()
 
 
-def _leaves(array: pa.Array) -> Iterator[pa.Array]:
-    """Yields the fractions of a column, those in lists and objects too."""
+def _float_arrays(array: pa.Array) -> Iterator[pa.Array]:
+    """Yields the floating-point arrays of a column, including those in lists and structs."""
     if pa.types.is_list(array.type):
-        yield from _leaves(array.flatten())
+        yield from _float_arrays(array.flatten())
     elif pa.types.is_struct(array.type):
         for part in array.flatten():
-            yield from _leaves(part)
+            yield from _float_arrays(part)
     elif pa.types.is_floating(array.type):
         yield array
 
 
-def _is_whole(value: Any, kind: pa.DataType) -> bool:
+def _has_integer(value: Any, kind: pa.DataType) -> bool:
     if isinstance(value, list) and pa.types.is_list(kind):
-        return any(_is_whole(item, kind.value_type) for item in value)
+        return any(_has_integer(item, kind.value_type) for item in value)
     if isinstance(value, dict) and pa.types.is_struct(kind):
-        return any(_is_whole(value.get(part.name), part.type) for part in kind)
+        return any(_has_integer(value.get(part.name), part.type) for part in kind)
     return isinstance(value, int) and pa.types.is_floating(kind)

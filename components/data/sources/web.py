@@ -1,5 +1,8 @@
-"""One file on a web server: a broken connection is taken up where it ended, and what came is held to what was said."""
+"""Reads a file from a web server: resumes broken connections, and verifies length and digest."""
 
+import base64
+import binascii
+import hashlib
 import io
 import time
 from collections.abc import Mapping
@@ -10,111 +13,109 @@ import urllib3
 import xxhash
 from requests.adapters import HTTPAdapter
 
-from llm_finetune.components.data.sources import answers
 from llm_finetune.components.shared.errors import UserError
 
 CONNECT_SECONDS = 30
-SILENCE_SECONDS = 60  # a server that sends nothing for so long is taken for gone
-ATTEMPTS = 8  # in a row without a byte gained
-BACKOFF = 0.5  # seconds, doubled from attempt to attempt
-LONGEST_WAIT = 60  # seconds, whatever Retry-After asks for
-BUSY = (408, 425, 429, 500, 502, 503, 504)
-BROKEN = (urllib3.exceptions.HTTPError, requests.RequestException, ConnectionError, TimeoutError)
-_PIECE = 1 << 18  # what a cut within a chunk may cost
+READ_SECONDS = 60  # read timeout
+ATTEMPTS = 8  # consecutive attempts without progress
+BACKOFF_SECONDS = 0.5  # doubled after each attempt
+MAX_WAIT_SECONDS = 60  # upper limit for Retry-After too
+RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+CONNECTION_ERRORS = (urllib3.exceptions.HTTPError, requests.RequestException, ConnectionError, TimeoutError)
+_PIECE_BYTES = 1 << 18  # bytes lost at most when a connection breaks
 
 
 class WebFile:
-    """A file behind an `https://` or `http://` URL, open for reading.
+    """A file at an `https://` or `http://` URL, open for reading.
 
-    Busy answers (429, 503 and the like) are waited for, as long as `Retry-After` says or ever longer. After a break
-    the rest is asked for with `Range`, on condition that the file is still the same; where the server can't do that,
-    the file is read again from its beginning, and the part that was read before must be equal.
+    Requests are retried after 429, 503 and similar responses, with exponential backoff or `Retry-After`. After a
+    broken connection the rest is requested with `Range` and `If-Range`. If the server supports no ranges, the file is
+    read again from the start and the part that was already read must be identical.
 
     Attributes:
-        size: Bytes of the file; None where the server does not say.
-        revision: The server's ETag, without quotes; may be empty.
-        last_modified: When the server says that the file was last changed; may be empty.
-        has_ranges: Whether any part of the file can be asked for.
+        size: Size in bytes; None if the server does not send it.
+        revision: ETag without quotes; can be empty.
+        last_modified: The header `Last-Modified`; can be empty.
+        has_ranges: Whether the server supports range requests.
     """
 
-    def __init__(self, url: str, name: str, size_may_be_unknown: bool = False) -> None:
-        """Asks for the file.
+    def __init__(self, url: str, name: str, allow_unknown_size: bool = False) -> None:
+        """Sends the first request.
 
         Args:
-            url: Its address.
-            name: What messages call it.
-            size_may_be_unknown: Whether a file whose end can't be told from a cut is taken all the same, because its
-                checksum is looked at later.
+            url: URL of the file.
+            name: Name for error messages.
+            allow_unknown_size: Whether to accept a file without Content-Length, because its checksum is verified later.
 
         Raises:
-            FileNotFoundError: If there is none (404, 410).
-            UserError: If the server refuses it, or can't be reached.
+            FileNotFoundError: If the file does not exist (404, 410).
+            UserError: If the server is unreachable or rejects the request.
         """
         self.url, self.name = url, name
         self.closed = False
         self._session = _session()
         self._done = 0
         self._ended = False
-        self._read_so_far = xxhash.xxh3_128()
+        self._content_so_far = xxhash.xxh3_128()
         try:
-            self._response: Any = self._ask({})
-        except BROKEN as error:
-            raise UserError(f"{name} could not be read: {answers.reason(error)}") from None
+            self._response: Any = self._request({})
+        except CONNECTION_ERRORS as error:
+            raise UserError(f"{name} could not be read: {_innermost_reason(error)}") from None
         headers = self._response.headers
-        self.size = answers.length(headers)
+        self.size = _content_length(headers)
         self.revision = headers.get("ETag", "").removeprefix("W/").strip('"')
         self.last_modified = headers.get("Last-Modified", "")
         self.has_ranges = self.size is not None and headers.get("Accept-Ranges", "").lower() == "bytes"
-        self._same = {"ETag": headers.get("ETag"), "Last-Modified": headers.get("Last-Modified")}
-        self._digest, self._expected_digest = answers.announced_digest(headers)
-        if self.size is None and not self._response.raw.chunked and not size_may_be_unknown:
+        self._validators = {"ETag": headers.get("ETag"), "Last-Modified": headers.get("Last-Modified")}
+        self._digest, self._expected_digest = _announced_digest(headers)
+        if self.size is None and not self._response.raw.chunked and not allow_unknown_size:
             self.close()
             raise UserError(
-                f"{name}: the server does not say how long the file is, so that a cut would go unseen. Set sha256"
+                f"{name}: the server sends no Content-Length, so a truncated file could not be detected. Set sha256"
             )
 
     def read(self, count: int = -1) -> bytes:
-        """Returns up to `count` bytes (all by default); empty only at the true end."""
+        """Returns up to `count` bytes (all by default); empty only at the end."""
         pieces: list[bytes] = []
         wanted = count
-        while wanted and (piece := self._next(min(wanted, _PIECE) if wanted > 0 else _PIECE)):
+        while wanted and (piece := self._read_piece(min(wanted, _PIECE_BYTES) if wanted > 0 else _PIECE_BYTES)):
             pieces.append(piece)
             wanted -= len(piece) if wanted > 0 else 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_at(self, start: int, count: int) -> bytes:
-        """Returns the bytes from `start` on, of a file that `has_ranges`."""
+        """Returns `count` bytes from offset `start`; requires `has_ranges`."""
         assert self.size is not None
         end, data, failures = min(start + count, self.size), b"", 0
         while start + len(data) < end:
             try:
-                with self._range(start + len(data), end) as response:
+                with self._request_range(start + len(data), end) as response:
                     piece = response.raw.read(end - start - len(data), decode_content=False)
-            except BROKEN as error:
+            except CONNECTION_ERRORS as error:
                 piece = b""
-                failures = self._wait(failures, error, start + len(data))
+                failures = self._back_off(failures, error, start + len(data))
             data += piece
         return data
 
     def close(self) -> None:
-        """Gives up the connection."""
+        """Closes the connection."""
         self.closed = True
         if self._response is not None:
             self._response.close()
         self._session.close()
 
-    def _next(self, count: int) -> bytes:
+    def _read_piece(self, count: int) -> bytes:
         failures = 0
         while not self._ended:
             try:
                 if self._response is None:
-                    self._take_up()
+                    self._resume()
                 data = self._response.raw.read(count, decode_content=False)
-            except BROKEN as error:
-                self._drop()
-                failures = self._wait(failures, error, self._done)
+            except CONNECTION_ERRORS as error:
+                self._disconnect()
+                failures = self._back_off(failures, error, self._done)
                 continue
-            self._read_so_far.update(data)
+            self._content_so_far.update(data)
             if self._digest:
                 self._digest.update(data)
             self._done += len(data)
@@ -124,81 +125,81 @@ class WebFile:
             self._ended = True
         return b""
 
-    def _take_up(self) -> None:
-        """Goes on after what was read, in a new connection."""
-        condition = answers.condition(self._same)
+    def _resume(self) -> None:
+        """Continues reading in a new connection."""
+        condition = _range_condition(self._validators)
         if self.size is not None and condition and self.has_ranges:
-            self._response = self._range(self._done, self.size, condition)
+            self._response = self._request_range(self._done, self.size, condition)
             return
-        self._response = self._ask({})
-        self._check_same(self._response.headers, answers.length(self._response.headers))
+        self._response = self._request({})
+        self._check_validators(self._response.headers, _content_length(self._response.headers))
         again, missing = xxhash.xxh3_128(), self._done
-        while missing and (piece := self._response.raw.read(min(missing, _PIECE), decode_content=False)):
+        while missing and (piece := self._response.raw.read(min(missing, _PIECE_BYTES), decode_content=False)):
             again.update(piece)
             missing -= len(piece)
-        if missing or again.digest() != self._read_so_far.digest():
-            raise self._changed()
+        if missing or again.digest() != self._content_so_far.digest():
+            raise self._changed_error()
 
-    def _range(self, start: int, end: int, condition: str = "") -> Any:
+    def _request_range(self, start: int, end: int, condition: str = "") -> Any:
         headers = {"Range": f"bytes={start}-{end - 1}"}
-        if condition or (condition := answers.condition(self._same)):
+        if condition or (condition := _range_condition(self._validators)):
             headers["If-Range"] = condition
-        response = self._ask(headers)
+        response = self._request(headers)
         begins, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if response.status_code != 206 or not begins.startswith(f"{start}-"):
             response.close()
-            raise self._changed()
-        self._check_same(response.headers, int(total) if total.isdigit() else self.size)
+            raise self._changed_error()
+        self._check_validators(response.headers, int(total) if total.isdigit() else self.size)
         return response
 
     def _check_end(self) -> None:
-        """Holds the whole file to what was announced, and looks whether the server has more than it said."""
+        """Verifies the announced digest, and that the file does not continue after its announced length."""
         if self._digest and self._digest.digest() != self._expected_digest:
             raise UserError(
-                f"{self.name} came damaged: its {self._digest.name} is {self._digest.hexdigest()}, the server "
-                f"announced {self._expected_digest.hex()}"
+                f"{self.name} was damaged in transfer: its {self._digest.name} is {self._digest.hexdigest()}, but the "
+                f"server announced {self._expected_digest.hex()}"
             )
-        if self.size and self.has_ranges and self._has_more():
-            raise UserError(f"{self.name} is longer than the {self.size:,} bytes that the server announced for it")
+        if self.size and self.has_ranges and self._has_more_bytes():
+            raise UserError(f"{self.name} is longer than the {self.size:,} bytes that the server announced")
 
-    def _has_more(self) -> bool:
-        """Tells whether the server gives bytes past the announced end; one that refuses to answer does not."""
+    def _has_more_bytes(self) -> bool:
+        """Returns whether the server returns bytes after the announced end."""
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={self.size}-"}
         try:
             with self._session.get(self.url, headers=headers, stream=True, timeout=CONNECT_SECONDS) as response:
                 return bool(response.status_code == 206)
-        except BROKEN:
+        except CONNECTION_ERRORS:
             return False
 
-    def _check_same(self, headers: Mapping[str, str], size: int | None) -> None:
-        for key, before in self._same.items():
+    def _check_validators(self, headers: Mapping[str, str], size: int | None) -> None:
+        for key, before in self._validators.items():
             if before and headers.get(key, before) != before:
-                raise self._changed()
+                raise self._changed_error()
         if size != self.size:
-            raise self._changed()
+            raise self._changed_error()
 
-    def _changed(self) -> UserError:
-        return UserError(f"{self.name} changed while it was read. Nothing was kept; run the step again")
+    def _changed_error(self) -> UserError:
+        return UserError(f"{self.name} changed while it was read. No partial output was kept; run the step again")
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         if self._response is not None:
             self._response.close()
         self._response = None
 
-    def _wait(self, failures: int, error: Exception, done: int) -> int:
+    def _back_off(self, failures: int, error: Exception, done: int) -> int:
         if failures + 1 >= ATTEMPTS:
             whole = f" of {self.size:,}" if self.size is not None else ""
             raise UserError(
                 f"{self.name}: the connection ended after {done:,}{whole} bytes, {ATTEMPTS} times in a row "
-                f"({answers.reason(error)}). Nothing was kept; run the step again"
+                f"({_innermost_reason(error)}). No partial output was kept; run the step again"
             ) from None
-        time.sleep(min(BACKOFF * 2**failures, LONGEST_WAIT))
+        time.sleep(min(BACKOFF_SECONDS * 2**failures, MAX_WAIT_SECONDS))
         return failures + 1
 
-    def _ask(self, headers: dict[str, str]) -> Any:
-        # Packed transfer would hide the true size; files that are packed themselves come as they are.
+    def _request(self, headers: dict[str, str]) -> Any:
+        # Transfer compression would hide the file's size.
         headers = {"Accept-Encoding": "identity", **headers}
-        timeout = (CONNECT_SECONDS, SILENCE_SECONDS)
+        timeout = (CONNECT_SECONDS, READ_SECONDS)
         response = self._session.get(self.url, headers=headers, stream=True, timeout=timeout)
         status = response.status_code
         if status in (200, 206):
@@ -207,18 +208,18 @@ class WebFile:
         if status in (404, 410):
             raise FileNotFoundError(self.name)
         if status == 412 or (status == 416 and "Range" in headers):
-            raise self._changed()
-        wants = ": it wants credentials" if status in (401, 403) else ""
-        patience = f", {ATTEMPTS} times in a row" if status in BUSY else ""
-        raise UserError(f"{self.name} could not be read: the server answered {status}{patience}{wants}")
+            raise self._changed_error()
+        hint = ": credentials are required" if status in (401, 403) else ""
+        retries = f", {ATTEMPTS} times in a row" if status in RETRY_STATUSES else ""
+        raise UserError(f"{self.name} could not be read: the server returned {status}{retries}{hint}")
 
 
-class Seekable(io.RawIOBase):
-    """A web file that can be read at any place, a range at a time."""
+class SeekableWebFile(io.RawIOBase):
+    """Random access to a web file by range requests."""
 
     def __init__(self, file: WebFile) -> None:
         """Wraps a file that `has_ranges`."""
-        self._file, self._at = file, 0
+        self._file, self._position = file, 0
 
     def readable(self) -> bool:
         """Returns True."""
@@ -229,29 +230,74 @@ class Seekable(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Returns the place of the next read."""
-        return self._at
+        """Returns the offset of the next read."""
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a place counted from the beginning, from here or from the end."""
-        begins = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size or 0}
-        self._at = begins[whence] + offset
-        return self._at
+        """Sets the offset of the next read."""
+        begins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size or 0}
+        self._position = begins[whence] + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills a buffer, to the end of the file at most."""
-        data = self._file.read_at(self._at, len(buffer))
+        """Reads bytes into a buffer."""
+        data = self._file.read_at(self._position, len(buffer))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
 
 def _session() -> requests.Session:
     session = requests.Session()
     retry = urllib3.Retry(
-        total=ATTEMPTS - 1, connect=3, redirect=0, allowed_methods={"GET"}, status_forcelist=BUSY,
-        raise_on_status=False, backoff_factor=BACKOFF, backoff_max=LONGEST_WAIT, retry_after_max=LONGEST_WAIT,
+        total=ATTEMPTS - 1, connect=3, redirect=0, allowed_methods={"GET"}, status_forcelist=RETRY_STATUSES,
+        raise_on_status=False, backoff_factor=BACKOFF_SECONDS, backoff_max=MAX_WAIT_SECONDS,
+        retry_after_max=MAX_WAIT_SECONDS,
     )  # fmt: skip
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    """Returns the announced size of the file; None if the response has no fixed length."""
+    _content_length = headers.get("Content-Length", "")
+    return int(_content_length) if _content_length.isdigit() and "Transfer-Encoding" not in headers else None
+
+
+def _range_condition(same: Mapping[str, str | None]) -> str:
+    """Returns the value for `If-Range`: a strong ETag, or else `Last-Modified`."""
+    tag = same["ETag"]
+    return tag if tag and not tag.startswith("W/") else same["Last-Modified"] or ""
+
+
+def _announced_digest(headers: Mapping[str, str]) -> tuple[Any, bytes]:
+    """Returns a new hash object and the digest that the server announced; None if it announced none."""
+    for field in headers.get("Repr-Digest", headers.get("Digest", "")).split(","):
+        algorithm, _, value = field.strip().partition("=")
+        if algorithm.lower() == "sha-256" and (digest := _decode_base64(value.strip(":"))):
+            return hashlib.sha256(), digest
+    if digest := _decode_base64(headers.get("Content-MD5", "")):
+        return hashlib.md5(usedforsecurity=False), digest
+    return None, b""
+
+
+def _decode_base64(value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return b""
+
+
+def _innermost_reason(error: BaseException) -> str:
+    """Returns the innermost cause, which unlike the outer exceptions does not contain the signed URL."""
+    while (inner := getattr(error, "reason", None) or (error.args[0] if error.args else None)) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
+        return "the server timed out"
+    if isinstance(error, requests.TooManyRedirects):
+        return "too many redirects"
+    text = str(error) if "://" not in str(error) else ""
+    return text.rpartition(": ")[2] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Train/Val Split: rows to learn from and rows to measure with."""
+"""Train/Val Split: splits rows into training and validation."""
 
 from kfp import dsl
 
@@ -25,28 +25,28 @@ def train_val_split(
     settings: dict = {},
     package_version: str = "",
 ):
-    """Splits the rows so that duplicates and near-duplicates never lie on both sides, and shuffles both sides.
+    """Splits the rows so that no duplicate or near-duplicate is on both sides, and shuffles both sides.
 
-    The same rows and seed give the same split on every machine, whatever the order of the rows. Up to 100,000 rows
-    near-duplicates are looked for; beyond, only equal rows (but for case and white space) are kept together.
+    The same rows and seed give the same split on every machine, independent of the order of the rows. Near-duplicates
+    are searched in datasets of up to 100,000 rows; in larger ones, only rows that are equal except for case and white
+    space are kept together.
 
     Args:
         clean_dataset: The rows.
         train_dataset: Rows for training, shuffled.
         val_dataset: Rows for validation, shuffled.
-        preview: Samples and share of each side, and what they have in common.
+        preview: Rows and share of each side, and leakage between them.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
         input_key: Column with the input; empty for data without one.
         output_key: Column with the answer.
         chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
             are then not looked at.
-        val_ratio: Share of the rows for validation, between 0 and 1; reached as nearly as whole groups allow.
-        shuffle_seed: Seed of choice and order.
-        group_key: Column whose equal values stay on one side (a document, a user); empty for none.
-        stratify_key: Column whose values both sides are to have in the same shares (a kind, a source, a language), as
-            far as groups allow; empty for none.
-        near_threshold: Share of common text (Jaccard similarity) from which rows are near-duplicates; 0 keeps only
-            equal rows together.
+        val_ratio: Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.
+        shuffle_seed: Seed of the split and the order of rows.
+        group_key: Column whose equal values are kept on one side (a document, a user); empty for none.
+        stratify_key: Column whose values have the same shares on both sides (a kind, a source, a language), as far as
+            groups allow; empty for none.
+        near_threshold: Jaccard similarity from which rows are near-duplicates; 0 keeps only equal rows together.
         settings: Settings by name that take precedence over the parameters above (the card's section of the recipe).
         package_version: Version that compiled the pipeline; the step refuses another one.
     """

@@ -12,28 +12,28 @@ class Settings(FieldSettings):
         default=0.1,
         gt=0,
         lt=1,
-        description="Share of the rows for validation, between 0 and 1; reached as nearly as whole groups allow.",
+        description="Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.",
     )
-    shuffle_seed: int = Field(default=42, ge=0, description="Seed of choice and order.")
+    shuffle_seed: int = Field(default=42, ge=0, description="Seed of the split and the order of rows.")
     group_key: str = Field(
-        default="", description="Column whose equal values stay on one side (a document, a user); empty for none."
+        default="",
+        description="Column whose equal values are kept on one side (a document, a user); empty for none.",
     )
     stratify_key: str = Field(
         default="",
-        description="Column whose values both sides are to have in the same shares (a kind, a source, a language), "
-        "as far as groups allow; empty for none.",
+        description="Column whose values have the same shares on both sides (a kind, a source, a language), as far as "
+        "groups allow; empty for none.",
     )
     near_threshold: float = Field(
         default=0.8,
         ge=0,
         le=1,
-        description="Share of common text (Jaccard similarity) from which rows are near-duplicates; 0 keeps only "
-        "equal rows together.",
+        description="Jaccard similarity from which rows are near-duplicates; 0 keeps only equal rows together.",
     )
 
     @field_validator("near_threshold")
     @classmethod
     def _is_off_or_measurable(cls, value: float) -> float:
         if 0 < value < 0.3:
-            raise ValueError("below 0.3 unrelated rows count as alike; 0 does not look for near-duplicates")
+            raise ValueError("below 0.3 unrelated rows count as near-duplicates; use 0 to skip near-duplicates")
         return value

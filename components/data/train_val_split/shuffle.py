@@ -1,4 +1,4 @@
-"""Writing a split in shuffled order, in flat memory: rows are dealt into buckets, each put in order by itself."""
+"""Writes a split in shuffled order in constant memory: rows go to buckets on disk, which are sorted one by one."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ import pyarrow.parquet as pq
 from llm_finetune.components.shared import tables
 
 BUCKET_BYTES = 64 << 20
-MOST_BUCKETS = 256
+MAX_BUCKETS = 256
 
 
 class Shuffle:
-    """Rows on their way into shuffled order; a context that the buckets' files live in.
+    """External shuffle by key; a context manager for the buckets' files.
 
-    The key of a row decides its place, before it is known which side it goes to: so rows are dealt while they are read
-    for the first time.
+    A row's key determines its position before its side is known, so rows are distributed while the dataset is read for
+    the first time.
     """
 
     def __init__(self, dataset: str | Path, scratch: Path) -> None:
-        """Chooses the number of buckets.
+        """Computes the number of buckets.
 
         Args:
-            dataset: Folder with the rows that will come.
+            dataset: Folder with the rows.
             scratch: Folder for the buckets.
         """
         self.schema = tables.schema(dataset)
-        self.buckets = min(MOST_BUCKETS, _bytes_in_memory(dataset) // BUCKET_BYTES + 1)
+        self.buckets = min(MAX_BUCKETS, _bytes_in_memory(dataset) // BUCKET_BYTES + 1)
         self._files = [scratch / f"{number:05}.arrow" for number in range(self.buckets)]
         self._keys: list[np.ndarray] = []
         self._stack = ExitStack()
@@ -48,12 +48,12 @@ class Shuffle:
         """Closes the buckets."""
         self._stack.close()
 
-    def dealt(self, batch: pa.RecordBatch, keys: np.ndarray) -> list[pa.RecordBatch]:
-        """Returns the rows for each bucket; may run in threads.
+    def partition(self, batch: pa.RecordBatch, keys: np.ndarray) -> list[pa.RecordBatch]:
+        """Splits rows by bucket; safe to run in threads.
 
         Args:
             batch: Rows.
-            keys: Uniform uint64 per row; equal keys keep the order of the dataset.
+            keys: Uniform uint64 per row; rows with equal keys keep their order.
         """
         bucket = _bucket(keys, self.buckets)
         order = np.argsort(bucket, kind="stable")
@@ -61,24 +61,24 @@ class Shuffle:
         bounds = np.searchsorted(bucket[order], np.arange(self.buckets + 1))
         return [rows.slice(begin, end - begin) for begin, end in itertools.pairwise(bounds)]
 
-    def add(self, dealt: list[pa.RecordBatch], keys: np.ndarray) -> None:
-        """Puts the next rows of the dataset into their buckets.
+    def add(self, parts: list[pa.RecordBatch], keys: np.ndarray) -> None:
+        """Writes the next rows of the dataset to their buckets.
 
         Args:
-            dealt: What `dealt` returned.
+            parts: Result of `partition`.
             keys: The same keys.
         """
         self._keys.append(keys)
-        for writer, rows in zip(self._writers, dealt, strict=True):
+        for writer, rows in zip(self._writers, parts, strict=True):
             if rows.num_rows:
                 writer.write(rows)
 
     def write(self, outputs: list[Path], side: np.ndarray) -> None:
-        """Writes the rows of each side in the order of their keys; comes last.
+        """Writes the rows of each side in the order of their keys. Call it last.
 
         Args:
             outputs: Folder to write for each side.
-            side: Number of each row's output, shape [rows].
+            side: Index of the output of each row, shape [rows].
         """
         self._stack.close()
         with ExitStack() as stack:
@@ -107,7 +107,7 @@ def _bucket(keys: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def _bytes_in_memory(dataset: str | Path) -> int:
-    """Returns about what a dataset takes in memory: Parquet holds equal texts once, so a batch is asked too."""
+    """Estimates a dataset's size in memory from its footers and a batch, as Parquet stores equal texts once."""
     footers = [pq.read_metadata(file) for file in tables.shards(dataset)]
     groups = (footer.row_group(number) for footer in footers for number in range(footer.num_row_groups))
     stored = sum(group.total_byte_size for group in groups)

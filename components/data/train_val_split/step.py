@@ -1,4 +1,4 @@
-"""Splits rows into training and validation so that nothing is learned by heart from the other side."""
+"""Splits rows into training and validation so that no duplicate leaks across the split."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import content_hash
 from llm_finetune.components.shared.pages import write_page
 from llm_finetune.components.shared.row_counts import check_accounted
-from llm_finetune.components.shared.rows.layouts import recognised
+from llm_finetune.components.shared.rows.layouts import detect_layout
 from llm_finetune.components.shared.rows.text import check_columns
 
 SHOWN_STRATA = 50
@@ -24,14 +24,14 @@ SHOWN_STRATA = 50
 
 @dataclass(frozen=True)
 class Leakage:
-    """What of the validation rows is also known to training, measured on what came out.
+    """Overlap of validation with training, measured on the result.
 
     Attributes:
         same_row: Validation rows that are also in training.
-        near_duplicate: Validation rows with a near-duplicate in training; -1 where it was not looked for.
-        close: Validation rows with a training row a little below the threshold; -1 where it was not looked for.
-        same_prompt: Validation rows whose instruction and input are in training too, with another answer.
-        same_group: Validation rows whose group is in training too.
+        near_duplicate: Validation rows with a near-duplicate in training; -1 if not searched.
+        close: Validation rows with a similarity slightly below the threshold; -1 if not searched.
+        same_prompt: Validation rows whose instruction and input are also in training, with another answer.
+        same_group: Validation rows whose group is also in training.
     """
 
     same_row: int
@@ -43,16 +43,16 @@ class Leakage:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the split gave.
+    """Facts about the split.
 
     Attributes:
         train_rows: Rows for training.
         val_rows: Rows for validation.
-        kept_together: Rows that had to stay with others.
-        groups: Number of groups, a row by itself being one.
-        leakage: What is left in common.
-        strata: Rows for training and for validation by value of `stratify_key`.
-        columns: Names of the columns.
+        kept_together: Rows in groups of more than one row.
+        groups: Number of groups, including single rows.
+        leakage: Remaining overlap of the two sides.
+        strata: Training and validation rows by value of `stratify_key`.
+        columns: Column names.
         train_content_hash: Hash of the training files.
         val_content_hash: Hash of the validation files.
     """
@@ -100,29 +100,29 @@ def train_val_split(
         train_dataset: Folder to write for training.
         val_dataset: Folder to write for validation.
         preview: HTML file to write.
-        settings: Share, seed and what stays together.
+        settings: The card's settings.
 
     Returns:
         Facts for the artifacts' metadata.
 
     Raises:
-        UserError: If a column is missing, or a side would be empty.
+        UserError: If a column is missing or a side would be empty.
     """
     schema = tables.schema(clean_dataset)
-    settings = recognised(schema, settings)
+    settings = detect_layout(schema, settings)
     if settings.chat_key:
         check_columns(schema, settings)
     for name in ("group_key", "stratify_key"):
         key = getattr(settings, name)
         if key and key not in schema.names:
             raise UserError(
-                f"{name} = {key!r}: no row has it{nearest(key, schema.names)} (columns: {', '.join(schema.names)})"
+                f"{name} = {key!r}: no such column{nearest(key, schema.names)} (columns: {', '.join(schema.names)})"
             )
     train_dataset, val_dataset = Path(train_dataset), Path(val_dataset)
     train_dataset.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=train_dataset.parent) as scratch, Shuffle(clean_dataset, Path(scratch)) as shuffle:
-        rows = groups.read(clean_dataset, settings, shuffle)
-        labels = groups.labels(rows)
+        rows = groups.read_keys(clean_dataset, settings, shuffle)
+        labels = groups.group_labels(rows)
         is_val = validation_rows(labels, rows.content, settings.val_ratio, settings.shuffle_seed, rows.strata)
         shuffle.write([train_dataset, val_dataset], is_val)
     written = tables.count_rows(train_dataset) + tables.count_rows(val_dataset)
@@ -139,23 +139,23 @@ def train_val_split(
         train_content_hash=content_hash(train_dataset),
         val_content_hash=content_hash(val_dataset),
     )
-    _show(preview, facts, settings, rows.looked_for_pairs)
+    _write_preview(preview, facts, settings, rows.near_checked)
     return facts
 
 
-def leakage(rows: groups.Rows, is_val: np.ndarray) -> Leakage:
-    """Measures what both sides have in common.
+def leakage(rows: groups.RowKeys, is_val: np.ndarray) -> Leakage:
+    """Measures the overlap of validation with training.
 
     Args:
-        rows: What `groups.read` returned.
+        rows: Result of `groups.read_keys`.
         is_val: True for validation, shape [rows].
 
     Returns:
-        Numbers of validation rows.
+        Counts of validation rows.
     """
 
     def across(pairs: np.ndarray) -> int:
-        if not rows.looked_for_pairs:
+        if not rows.near_checked:
             return -1
         straddling = pairs[is_val[pairs[:, 0]] != is_val[pairs[:, 1]]]
         return len(np.unique(straddling[is_val[straddling]]))
@@ -173,8 +173,8 @@ def leakage(rows: groups.Rows, is_val: np.ndarray) -> Leakage:
     )
 
 
-def strata(rows: groups.Rows, is_val: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Returns the rows for training and for validation by value of `stratify_key`; nothing without one."""
+def strata(rows: groups.RowKeys, is_val: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Returns the training and validation rows by value of `stratify_key`; empty without `stratify_key`."""
     if rows.strata is None:
         return {}
     count = len(rows.stratum_names)
@@ -183,13 +183,13 @@ def strata(rows: groups.Rows, is_val: np.ndarray) -> dict[str, tuple[int, int]]:
 
 
 def _shared(hashes: np.ndarray, is_val: np.ndarray) -> np.ndarray:
-    """Returns True for the validation rows whose hash is in training too."""
+    """Returns True for validation rows whose hash is also in training."""
     shared = np.zeros(len(is_val), bool)
     shared[is_val] = np.isin(hashes[is_val, 0], hashes[~is_val, 0])
     return shared
 
 
-def _show(preview: str | Path, facts: Facts, settings: Settings, looked_for_pairs: bool) -> None:
+def _write_preview(preview: str | Path, facts: Facts, settings: Settings, near_checked: bool) -> None:
     total = facts.train_rows + facts.val_rows
     splits = [
         (name, rows, f"{100 * rows / total:.2f} %")
@@ -207,8 +207,8 @@ def _show(preview: str | Path, facts: Facts, settings: Settings, looked_for_pair
         ],
         more_strata=max(len(facts.strata) - SHOWN_STRATA, 0),
         settings=settings,
-        wanted=f"{100 * settings.val_ratio:g} %",
-        off=abs(facts.val_rows / total - settings.val_ratio) > max(0.1 * settings.val_ratio, 1 / total),
-        looked_for_pairs=looked_for_pairs,
-        near_rows=groups.NEAR_ROWS,
+        target=f"{100 * settings.val_ratio:g} %",
+        missed_target=abs(facts.val_rows / total - settings.val_ratio) > max(0.1 * settings.val_ratio, 1 / total),
+        near_checked=near_checked,
+        near_rows=groups.MAX_NEAR_ROWS,
     )

@@ -66,15 +66,16 @@ def check_recipe(
     r"""Checks all settings of all cards before anything is downloaded or any GPU is asked for.
 
     Args:
-        source_type: `huggingface` (hf_dataset), `jsonl_url` (the file there) or `jsonl_path` (the file there).
-        hf_dataset: Name of a dataset on the Hub. A gated one needs a token in the variable HF_TOKEN of the step.
+        source_type: `huggingface` (reads hf_dataset), `jsonl_url` or `jsonl_path` (read the files in the parameter of
+            that name).
+        hf_dataset: Name of a dataset on the Hub. A gated dataset needs a token in the step's variable HF_TOKEN.
         jsonl_path: One or several files, separated by commas: s3://, gs://, hf:// or https:// addresses, or paths under
             /mnt/data, the volume of data_claim; *, ?, [...] and ** are patterns (source_type jsonl_path).
         jsonl_url: One or several https:// addresses of files, separated by commas (source_type jsonl_url).
-        max_samples: Rows to take; reading stops there. 0 takes all.
-        val_ratio: Share of the rows for validation, between 0 and 1; reached as nearly as whole groups allow.
-        template: Text with {instruction}, {input} and {output}; a written \n is a newline, {{ and }} are braces. `chat`
-            instead of a text makes conversations for the base model's own chat template.
+        max_samples: Maximum number of rows; 0 for all.
+        val_ratio: Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.
+        template: Text with {instruction}, {input} and {output}; \n is a newline, {{ and }} are braces. `chat` converts
+            rows to conversations for the base model's own chat template.
         model_name: Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.
         load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files are not changed.
         max_length: Maximum tokens in a row.

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llm_finetune.components.data.format_sft.settings import WRITTEN
+from llm_finetune.components.data.format_sft.settings import WRITTEN_COLUMNS
 from llm_finetune.components.evaluation.quality_gate.rules import parse_rules
 from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
 from llm_finetune.components.run.check_recipe.wiring import (
@@ -124,7 +124,7 @@ def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
     """Lets Format for SFT keep the columns that Evaluate slices by."""
     own, slices = sections["format_sft"].get("keep_columns", ""), sections["evaluate"].get("slice_by", "")
     if isinstance(own, str) and isinstance(slices, str):  # else their cards' settings refuse them
-        wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN)]
+        wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN_COLUMNS)]
         if wanted:
             sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(wanted))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.data.filter_clean.settings import source_of
+from llm_finetune.components.data.filter_clean.settings import eval_set_source
 from llm_finetune.components.data.load_dataset.settings import Settings
 from llm_finetune.components.data.sources import hub, locations
 from llm_finetune.components.model.load_model.settings import Settings as LoadModel
@@ -64,7 +64,7 @@ def _pins(chosen: Settings) -> dict[str, Any]:
 
 
 def _pinned_set(named: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    chosen = source_of(named)
+    chosen = eval_set_source(named)
     pins = _pins(chosen)
     given = named if isinstance(named, Mapping) else chosen.model_dump(exclude_defaults=True)
     return {**given, **pins} if pins else named
@@ -73,13 +73,13 @@ def _pinned_set(named: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
 def _pin(dataset: str, revision: str, path: str, sha256: str) -> dict[str, str]:
     try:
         if dataset:
-            return {} if COMMIT.fullmatch(revision) else {"hf_revision": hub.resolved(dataset, revision)[0]}
+            return {} if COMMIT.fullmatch(revision) else {"hf_revision": hub.resolve(dataset, revision)[0]}
         if not path or sha256:
             return {}
-        files = locations.files(path)
+        files = locations.find_files(path)
         if all(file.is_local for file in files):
             return {"sha256": ",".join(_sha256(file.location) for file in files)}
-        found = locations.etag(files)
+        found = locations.joint_etag(files)
     except (UserError, OSError) as error:
         print(f"not pinned: {error}", flush=True)
         return {}

@@ -141,7 +141,7 @@ def _limits(license: str, origin: Mapping[str, object], evaluation: Mapping[str,
     ]
     if not evaluation:
         notes.append("The model was not evaluated.")
-    data_license = str(origin.get("dataset_licence") or "unknown")
+    data_license = str(origin.get("dataset_license") or origin.get("dataset_licence") or "unknown")
     for of, named in (("base model", license), *(("data", name) for name in data_license.split(" and "))):
         if named.lower() in UNKNOWN_LICENSES:
             notes.append(f"**The license of the {of} is unknown**: check whether you may use and serve this model.")

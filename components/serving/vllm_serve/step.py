@@ -43,7 +43,7 @@ def vllm_serve(
         metadata.pop(STORE, None)  # describes the store of the artifact, not of the copy
     uri = settings.storage_uri or model_uri or str(model_path)
     model = targets.ServedModel(
-        Path(model_path), uri, metadata, questions.of_report(eval_report) if eval_report else []
+        Path(model_path), uri, metadata, questions.from_report(eval_report) if eval_report else []
     )
     deploy = {"local": targets.local_server, "manifest": targets.manifest, "kserve": targets.kserve}[settings.target]
     return deploy(model, Path(deployment_info_path), Path(page_path), settings)

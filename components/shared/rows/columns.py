@@ -1,4 +1,4 @@
-"""Columns of any type as text."""
+"""Converts columns of any type to text."""
 
 import json
 from typing import Any
@@ -10,15 +10,15 @@ from llm_finetune.components.shared.errors import UserError
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tells whether a column type is text of any Arrow layout."""
+    """Returns whether a type is text in any Arrow encoding."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
 
 
 def as_text(column: pa.Array) -> pa.StringArray:
-    """Turns any column into text; null stays null.
+    """Converts a column to text; null stays null.
 
-    Numbers are written as JSON writes them, lists and structures as JSON, NaN counts as null.
+    Numbers are formatted as in JSON, lists and structs become JSON, NaN becomes null.
 
     Args:
         column: Values of one type.
@@ -35,7 +35,7 @@ def as_text(column: pa.Array) -> pa.StringArray:
     if is_text(kind) or pa.types.is_null(kind):
         return column.cast(pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        raise UserError("a column that should be text holds bytes; convert it before loading")
+        raise UserError("a text column contains bytes; convert it before loading")
     if pa.types.is_floating(kind):
         values = (None if value is None or value != value else repr(value) for value in column.to_pylist())
         return pa.array(values, pa.string())
@@ -45,13 +45,13 @@ def as_text(column: pa.Array) -> pa.StringArray:
 
 
 def as_json(column: pa.Array) -> pa.StringArray:
-    """Turns structures into JSON without the nulls that Arrow puts where a row lacks a field of another row.
+    """Converts structs to JSON without the nulls that Arrow adds for fields of other rows.
 
-    `{"city": "Oslo"}` and `{"zip": 1}` share one Arrow type with both fields; each is written as it came. Text is
-    taken to be JSON already.
+    `{"city": "Oslo"}` and `{"zip": 1}` share one Arrow type with both fields; each is written with its own field. Text
+    is returned unchanged.
 
     Args:
-        column: Lists, structures or text.
+        column: Lists, structs or text.
 
     Returns:
         The same number of strings; null stays null.
@@ -62,14 +62,14 @@ def as_json(column: pa.Array) -> pa.StringArray:
     return pa.array(values, pa.string())
 
 
-def trimmed(column: pa.Array) -> pa.StringArray:
-    """Returns a column as text without white space at its ends; null becomes empty."""
+def trim(column: pa.Array) -> pa.StringArray:
+    """Converts a column to text without leading and trailing white space; null becomes empty."""
     text = as_text(column)
-    return pc.utf8_trim_whitespace(text.fill_null("") if text.null_count else text)  # fill_null copies in any case
+    return pc.utf8_trim_whitespace(text.fill_null("") if text.null_count else text)  # fill_null always copies
 
 
-def empty(rows: int) -> pa.StringArray:
-    """Returns so many empty strings."""
+def empty_texts(rows: int) -> pa.StringArray:
+    """Returns `rows` empty strings."""
     return pa.repeat(pa.scalar(""), rows)
 
 

@@ -1,4 +1,4 @@
-"""Which rows are the same, or nearly: one normalisation, one hash, one similarity for every card."""
+"""Duplicates and near-duplicates: normalization, hashing and similarity for all cards."""
 
 import itertools
 import os
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 SHINGLE_BYTES = 5
 PERMUTATIONS = 128
-# Candidates are looked for below the threshold and then compared: band hashes alone miss pairs just above it.
+# The index is queried below the threshold, as band hashes alone miss pairs just above it.
 CANDIDATE_MARGIN = 0.1
 
 _SPACE = 0x20
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def normalised(column: pa.StringArray) -> pa.StringArray:
-    r"""Returns text as duplicates compare it: NFKC, lower case, runs of white space as one space.
+def normalize_text(column: pa.StringArray) -> pa.StringArray:
+    r"""Normalizes text for the comparison of duplicates: NFKC, lower case, white space collapsed to one space.
 
-    `"The  Cat\n"` and `"the cat "` both become `"the cat "`; callers trim beforehand.
+    `"The  Cat\n"` and `"the cat "` both become `"the cat "`; leading and trailing white space is not removed.
 
     Args:
         column: Strings without null.
@@ -40,7 +40,7 @@ def normalised(column: pa.StringArray) -> pa.StringArray:
         column = pc.ascii_lower(column)
     else:
         column = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
-    offsets, data = bytes_of(column)
+    offsets, data = string_buffers(column)
     space = data == _SPACE
     control = (data >= 0x09) & (data <= 0x0D)
     space |= control
@@ -54,22 +54,22 @@ def normalised(column: pa.StringArray) -> pa.StringArray:
     return _strings(offsets - np.searchsorted(dropped, offsets), np.delete(data, dropped) if len(dropped) else data)
 
 
-def hashes(column: pa.StringArray) -> np.ndarray:
+def hash_texts(column: pa.StringArray) -> np.ndarray:
     """Returns a 128-bit hash per string.
 
     Args:
         column: Strings without null.
 
     Returns:
-        uint64 array of shape [rows, 2]; the same on every machine.
+        uint64 array, shape [rows, 2]; the same on every machine.
     """
-    offsets, data = bytes_of(column)
+    offsets, data = string_buffers(column)
     view, ends, digest = memoryview(data.data), offsets.tolist(), xxhash.xxh3_128_digest
     joined = b"".join([digest(view[start:end]) for start, end in itertools.pairwise(ends)])
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def mixed(values: np.ndarray, seed: int) -> np.ndarray:
+def keyed_hash(values: np.ndarray, seed: int) -> np.ndarray:
     """Returns a keyed hash of integers (SplitMix64), the same on every machine.
 
     Args:
@@ -87,23 +87,24 @@ def mixed(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 class SeenHashes:
-    """A growing set of hashes at 16 bytes each, looked up a batch at a time.
+    """A growing set of hashes of 16 bytes each, with lookups in batches.
 
-    It keeps sorted runs and merges neighbours of similar length, so that n hashes lie in about log2(n / batch) runs.
+    Hashes are stored in sorted runs. Runs of similar length are merged, so that n hashes are in about log2(n / batch)
+    runs.
     """
 
     def __init__(self) -> None:
-        """Begins with an empty set."""
+        """Creates an empty set."""
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, batch: np.ndarray) -> np.ndarray:
-        """Adds hashes and tells which were there already.
+        """Adds hashes and returns which were already in the set.
 
         Args:
-            batch: uint64 array of shape [rows, 2], as `hashes` gives.
+            batch: uint64 array, shape [rows, 2], as returned by `hash_texts`.
 
         Returns:
-            True per row whose hash came before, in an earlier batch or in this one.
+            True for rows whose hash occurred before, in an earlier batch or in this one.
         """
         high, low = batch[:, 0], batch[:, 1]
         seen = np.ones(len(batch), bool)
@@ -132,11 +133,11 @@ class SeenHashes:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A row as near-duplicates are looked for.
+    """A row in the near-duplicate index.
 
     Attributes:
-        minhash: Finds the rows that may be alike.
-        text: The normalised text, which tells how alike they are.
+        minhash: Signature, to find candidates.
+        text: Normalized text, to compute the similarity.
     """
 
     minhash: "MinHash"
@@ -144,34 +145,34 @@ class Sketch:
 
 
 class NearDuplicates:
-    """MinHash-LSH over rows: finds earlier rows that share most of their shingles (runs of five bytes).
+    """MinHash-LSH index of rows: finds earlier rows that share most of their 5-byte shingles.
 
-    The index only proposes rows. Their similarity is then counted from both texts, which lie in an unnamed file: an
-    estimate from 128 permutations would be off by three to four hundredths at the threshold, and judge as many pairs
-    wrong as have their similarity there.
+    The index returns candidates. Their exact similarity is computed from both texts, which are stored in a temporary
+    file: an estimate from 128 permutations has an error of 0.03 to 0.04 at the threshold, so that pairs close to it
+    would be misclassified.
     """
 
     def __init__(self, threshold: float) -> None:
-        """Prepares an empty index.
+        """Creates an empty index.
 
         Args:
             threshold: Jaccard similarity from which two rows are near-duplicates.
         """
-        from datasketch import MinHash, MinHashLSH  # brings scipy: half a second that exact duplicates do not need
+        from datasketch import MinHash, MinHashLSH  # imports scipy (half a second), which exact duplicates do not need
 
         self.threshold = threshold
         self._blank: MinHash = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=int)
         self._index: MinHashLSH = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold))
-        self._texts = TemporaryFile()  # noqa: SIM115 (lives as long as the index)
+        self._texts = TemporaryFile()  # noqa: SIM115 (open as long as the index)
         self._places: dict[int, tuple[int, int]] = {}
 
-    def signatures(self, column: pa.StringArray) -> Iterator[Sketch]:
-        """Yields the sketch of each string, to be given to `similar` and `insert`.
+    def sketches(self, column: pa.StringArray) -> Iterator[Sketch]:
+        """Yields the sketch of each string, for `similar` and `insert`.
 
         Args:
-            column: Normalised strings without null.
+            column: Normalized strings without null.
         """
-        offsets, data = bytes_of(column)
+        offsets, data = string_buffers(column)
         for start, end in itertools.pairwise(offsets.tolist()):
             minhash = self._blank.copy()
             shingles = _shingles(data[start:end])
@@ -179,11 +180,11 @@ class NearDuplicates:
             yield Sketch(minhash, data[start:end].tobytes())
 
     def similar(self, sketch: Sketch, least: float) -> list[tuple[int, float]]:
-        """Returns the inserted rows that look like this one.
+        """Returns the inserted rows that are similar to a row.
 
         Args:
-            sketch: A sketch of `signatures`.
-            least: Similarity from which rows count; not much below the threshold, where few would be found.
+            sketch: Sketch of the row.
+            least: Minimum similarity. The recall drops with its distance below the threshold.
 
         Returns:
             Row numbers in order, each with its Jaccard similarity.
@@ -196,13 +197,13 @@ class NearDuplicates:
         return [(row, similarity) for row, similarity in compared if similarity >= least]
 
     def insert(self, row: int, sketch: Sketch) -> None:
-        """Adds a row under its number."""
+        """Adds a row."""
         self._index.insert(row, sketch.minhash, check_duplication=False)
         self._places[row] = (self._texts.seek(0, os.SEEK_END), len(sketch.text))
         self._texts.write(sketch.text)
 
     def text(self, row: int) -> str:
-        """Returns the normalised text of an inserted row."""
+        """Returns the normalized text of an inserted row."""
         return self._text(row).decode()
 
     def _text(self, row: int) -> bytes:
@@ -213,7 +214,7 @@ class NearDuplicates:
 
 @cache
 def _bands(threshold: float) -> tuple[int, int]:
-    """Returns the number and the size of the bands of an index: the library integrates for a while to find them."""
+    """Returns the number and the size of the index's bands; cached, as the library computes them by integration."""
     from datasketch import MinHashLSH
 
     least = max(threshold - CANDIDATE_MARGIN, 0.05)
@@ -228,7 +229,7 @@ def _jaccard(own: np.ndarray, text: bytes) -> float:
 
 
 def _shingles(data: np.ndarray) -> np.ndarray:
-    """Returns the five bytes that begin at each position as one number; of a shorter text, all of it."""
+    """Returns the five bytes at each position as a number; a shorter text as one number."""
     usable = max(len(data) - SHINGLE_BYTES + 1, 1)
     packed = np.zeros(usable, np.uint64)
     for i in range(min(SHINGLE_BYTES, len(data))):
@@ -236,8 +237,8 @@ def _shingles(data: np.ndarray) -> np.ndarray:
     return packed
 
 
-def bytes_of(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns offsets [rows + 1] and bytes of strings, without a copy; a null has none."""
+def string_buffers(column: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns offsets [rows + 1] and bytes of strings without a copy; a null has no bytes."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     _, offset_buffer, data_buffer = column.buffers()
     if offset_buffer is None or not len(column):

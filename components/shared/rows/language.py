@@ -1,4 +1,4 @@
-"""The language of a text."""
+"""Language identification."""
 
 from functools import cache
 from typing import Any
@@ -10,37 +10,37 @@ from llm_finetune.components.shared.errors import UserError, nearest
 
 UNKNOWN = "und"
 """ISO 639-2's code for an undetermined language."""
-# On shorter texts the identifier is as often wrong as right; of longer ones the beginning is enough.
+# Identification is unreliable below 20 letters; 400 characters are enough.
 LEAST_LETTERS = 20
 MOST_CHARACTERS = 400
 
 
 @cache
 def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # unpacks its model: most of a second
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # decompresses its model (almost a second)
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def check_codes(codes: list[str]) -> None:
-    """Refuses codes of languages that can't be told.
+def check_language_codes(codes: list[str]) -> None:
+    """Raises for codes of languages that cannot be identified.
 
     Args:
         codes: ISO 639-1 codes.
 
     Raises:
-        UserError: Naming the code and the ones that are known.
+        UserError: If a code is unknown.
     """
     known = sorted(_identifier().labels)
     for code in codes:
         if code not in known:
             raise UserError(
-                f"languages: {code!r} is no language that can be told{nearest(code, known)} (known: {', '.join(known)})"
+                f"languages: {code!r} is not supported{nearest(code, known)} (supported: {', '.join(known)})"
             )
 
 
-def languages(column: pa.StringArray) -> list[str]:
-    """Returns the language of each text.
+def detect_languages(column: pa.StringArray) -> list[str]:
+    """Identifies the language of each text.
 
     Args:
         column: Texts without null.
@@ -53,4 +53,4 @@ def languages(column: pa.StringArray) -> list[str]:
     letters = pc.utf8_length(pc.replace_substring_regex(beginnings, r"[^\pL]+", ""))
     enough = pc.greater_equal(letters, LEAST_LETTERS).to_pylist()
     texts = beginnings.to_pylist()
-    return [identifier.classify(text)[0] if told else UNKNOWN for text, told in zip(texts, enough, strict=True)]
+    return [identifier.classify(text)[0] if is_long else UNKNOWN for text, is_long in zip(texts, enough, strict=True)]

@@ -1,4 +1,4 @@
-"""Layouts of training data: which columns hold the text, told from their names and types.
+"""Layouts of training data: detects the text columns by name and type.
 
 | layout | columns |
 |---|---|
@@ -6,7 +6,7 @@
 | prompt and completion | `prompt`, `completion` |
 | messages | a list of `role` and `content`, in `messages`, `conversations` or `conversation` |
 | ShareGPT | the same columns, a list of `from` and `value` |
-| plain text | `text`, where there is nothing else |
+| plain text | `text`, if there are no columns of other layouts |
 """
 
 from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ _DEFAULT_KEYS = {
 
 @dataclass(frozen=True)
 class _Layout:
-    """Columns of a layout, and the settings that mean them.
+    """Columns of a layout, and the settings that select them.
 
     Attributes:
-        columns: Columns that must be there.
-        fits: Whether a column's type can be of this layout.
-        keys: The settings.
+        columns: Required columns.
+        fits: Returns whether a column's type is valid for this layout.
+        keys: Settings that select the columns.
     """
 
     columns: tuple[str, ...]
@@ -54,17 +54,17 @@ _PROMPT = _Layout(
 _TEXT = _Layout(("text",), is_text, {"instruction_key": "", "input_key": "", "output_key": "text"})
 
 
-def recognised(schema: pa.Schema, fields: Fields) -> Fields:
-    """Returns the settings with the columns that this data keeps its text in.
+def detect_layout(schema: pa.Schema, fields: Fields) -> Fields:
+    """Returns settings with the text columns of this data.
 
-    Columns that the user has named are taken as they are; so are the default ones where the data has them.
+    Columns that the user has set, and default columns that exist in the data, are not changed.
 
     Args:
         schema: The dataset's schema.
         fields: The card's settings.
 
     Returns:
-        The same settings, or a copy that names the columns of the layout that was recognised.
+        The same settings, or a copy with the columns of the detected layout.
 
     Raises:
         UserError: If the data has the columns of two layouts.
@@ -76,15 +76,15 @@ def recognised(schema: pa.Schema, fields: Fields) -> Fields:
     found = [layout for layout in (*_CHAT, _PROMPT) if layout.is_in(schema)]
     if len(found) > 1:
         both = " and ".join(repr(" + ".join(layout.columns)) for layout in found)
-        settings = " or ".join(_written(layout.keys) for layout in found)
-        raise UserError(f"the data has the columns of two layouts, {both}; say which one is meant: {settings}")
+        settings = " or ".join(_as_settings(layout.keys) for layout in found)
+        raise UserError(f"the data has the columns of two layouts, {both}; select one of them: {settings}")
     if not found and _TEXT.is_in(schema):
         found = [_TEXT]
     return fields.model_copy(update=found[0].keys) if found else fields
 
 
-def layout_of(schema: pa.Schema, fields: FieldSettings) -> str:
-    """Returns the name of the layout that settings mean, for people."""
+def layout_name(schema: pa.Schema, fields: FieldSettings) -> str:
+    """Returns the name of the layout that the settings select."""
     if fields.chat_key:
         return "ShareGPT" if is_sharegpt(schema.field(fields.chat_key).type) else "messages"
     if not fields.instruction_key and not fields.input_key:
@@ -92,15 +92,15 @@ def layout_of(schema: pa.Schema, fields: FieldSettings) -> str:
     return "prompt and completion" if fields.instruction_key == "prompt" else "instruction"
 
 
-class Mixture:
-    """Watches for rows that keep their text in the columns of another layout."""
+class MixedLayoutCheck:
+    """Detects rows whose text is in the columns of another layout."""
 
     def __init__(self, schema: pa.Schema, fields: FieldSettings) -> None:
-        """Finds the other layouts whose columns the data has too.
+        """Finds other layouts whose columns the data has.
 
         Args:
             schema: The dataset's schema.
-            fields: The columns that are read.
+            fields: Settings with the columns that are read.
         """
         self.own = fields.keys
         instruction = _Layout(tuple(key for key in _DEFAULT_KEYS.values() if key != "input"), is_text, _DEFAULT_KEYS)
@@ -109,27 +109,27 @@ class Mixture:
         self.rows = 0
 
     def check(self, batch: pa.RecordBatch) -> None:
-        """Refuses a row that has nothing in its own columns and something in another layout's.
+        """Raises for a row that is null in the columns of the detected layout, but not in those of another layout.
 
         Args:
             batch: The next rows.
 
         Raises:
-            UserError: Naming the row and both layouts.
+            UserError: If there is such a row.
         """
         for layout in self.others:
             strays = pc.and_(_all(batch, self.own, True), _all(batch, layout.columns, False))
             if pc.any(strays).as_py():
                 row = self.rows + pc.index(strays, True).as_py()
                 raise UserError(
-                    f"the data mixes layouts: row {row} has nothing in {', '.join(map(repr, self.own))} but has "
-                    f"{', '.join(map(repr, layout.columns))}. Convert these rows, or load them as their own dataset"
+                    f"the data mixes layouts: row {row} has no value in {', '.join(map(repr, self.own))}, but in "
+                    f"{', '.join(map(repr, layout.columns))}. Convert these rows, or load them as a separate dataset"
                 )
         self.rows += batch.num_rows
 
 
 def _all(batch: pa.RecordBatch, names: tuple[str, ...] | list[str], absent: bool) -> pa.BooleanArray:
-    """Returns True per row whose columns are all null, or all not null."""
+    """Returns True for rows whose columns are all null (`absent`), or all not null."""
     result = pa.array([True]).take(pa.array([0] * batch.num_rows, pa.int32()))
     for name in names:
         column = batch.column(name)
@@ -137,5 +137,5 @@ def _all(batch: pa.RecordBatch, names: tuple[str, ...] | list[str], absent: bool
     return result
 
 
-def _written(keys: Mapping[str, str]) -> str:
+def _as_settings(keys: Mapping[str, str]) -> str:
     return ", ".join(f"{name} = {value!r}" for name, value in keys.items())

@@ -1,7 +1,7 @@
-"""What counts as personal data or as a secret in a text.
+"""Detectors of personal data and secrets in text.
 
-A quick pattern proposes, a maintained library decides: python-stdnum for the check digits of cards and IBANs,
-phonenumbers for numbering plans, ipaddress, and detect-secrets' patterns of the keys and tokens of known services.
+A fast pattern finds candidates, a maintained library validates them: python-stdnum for the check digits of cards and
+IBANs, phonenumbers for numbering plans, ipaddress, and detect-secrets' patterns for keys and tokens of known services.
 """
 
 import ipaddress
@@ -13,9 +13,9 @@ from typing import Any
 KINDS = ("secret", "email", "iban", "card", "ip", "phone")
 
 Span = tuple[int, int]
-Finder = Callable[[str], Iterator[Span]]
+Detector = Callable[[str], Iterator[Span]]
 
-# Cheap and linear, for RE2: only text that matches is looked at closely.
+# Linear-time patterns for RE2: only text that matches is searched by the detectors.
 _HINTS = (
     r"@[A-Za-z0-9]",
     r"[A-Z]{2}[0-9]{2} ?[A-Z0-9] ?[A-Z0-9] ?[A-Z0-9] ?[A-Z0-9] ?[A-Z0-9] ?[A-Z0-9]",
@@ -23,14 +23,14 @@ _HINTS = (
     r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f:]{0,4}:[0-9A-Fa-f]",
     r"\+[0-9]|[0-9]{3}\)? ?[.-]?[0-9]{3}[ .-][0-9]{4}",
 )
-# How the secrets that detect-secrets knows begin, as far as one literal tells them.
+# Prefixes of the secrets that detect-secrets detects.
 _SECRET_HINT = (
     r"A3T[A-Z0-9]|A[BKS]IA[0-9A-Z]{4}|ACCA[0-9A-Z]{4}|[Aa][Ww][Ss]|AccountKey=|://[^\s/@:]+:[^\s/@]+@|"
     r"[MNO][\w-]{23,25}\.[\w-]{6}\.|gh[opsur]_|gl[a-z]{2,6}-|GR1348941|eyJ[\w-]+\.|-us[0-9]|:_authToken=|sk-|"
     r"PRIVATE KEY|PuTTY-User|pypi-A|SG\.[\w-]{22}|(?i:xox[abposr])-|hooks\.slack|sq0csp-|[rs]k_live_|"
     r"[0-9]{8}:[\w-]{35}|(?:AC|SK)[a-z0-9]{32}|hf_[A-Za-z0-9]{10}|AIza[\w-]{10}"
 )
-# Not among them: detectors that guess from entropy or a word such as `password`, and would redact half of all code.
+# Without the detectors that use entropy or words such as `password`, which would redact much of any code.
 _DETECTORS = (
     "AWS Access Key",
     "Azure Storage Account access key",
@@ -61,7 +61,7 @@ _EMAIL = re.compile(
     r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])"
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}")
-# Solid, or as it is printed on cards: in fours, or four, six and the rest.
+# Without separators, or in groups as printed on cards: of four digits, or of four, six and the rest.
 _CARD = re.compile(
     r"(?<![\w.-])(?:[2-6][0-9]{12,18}|[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{1,7}"
     r"|3[0-9]{3}([ -])[0-9]{6}\2[0-9]{4,5})(?![\w-])"
@@ -83,20 +83,19 @@ _CARD_LENGTHS = (
 )
 
 
-def hints(region: str) -> str:
-    """Returns the RE2 pattern that every text with something to find matches."""
+def hint_pattern(region: str) -> str:
+    """Returns an RE2 pattern that matches every text with a candidate."""
     return "|".join((*_HINTS, _SECRET_HINT, *(() if _is_north_american(region) else (_NATIONAL_HINT,))))
 
 
-def finders(region: str) -> dict[str, Finder]:
-    """Returns how each kind is found.
+def detectors(region: str) -> dict[str, Detector]:
+    """Returns the detectors by kind.
 
     Args:
-        region: Country whose phone numbers may stand without a country code (ISO 3166, such as US).
+        region: Country of phone numbers without a country code (ISO 3166, such as US).
 
     Returns:
-        By kind, in the order in which they are to be applied: a card number contains what looks like a phone number,
-        not the other way round.
+        Detectors in the order in which to apply them: a card number can contain what looks like a phone number.
     """
     national = _NORTH_AMERICAN if _is_north_american(region) else _NATIONAL
     phone = re.compile(rf"(?<![\w.+-])(?:{_INTERNATIONAL}|{national})(?![\w-])")
@@ -110,8 +109,8 @@ def finders(region: str) -> dict[str, Finder]:
     }
 
 
-def regions() -> set[str]:
-    """Returns the regions whose phone numbers are known."""
+def phone_regions() -> set[str]:
+    """Returns the supported regions."""
     import phonenumbers
 
     return set(phonenumbers.SUPPORTED_REGIONS)
@@ -131,22 +130,22 @@ def _secrets(text: str) -> Iterator[Span]:
 
 @cache
 def _secret_patterns() -> list[re.Pattern[str]]:
-    # Brings requests: most of half a second that text without a hint of a secret does not need.
+    # Imports requests (almost half a second), which text without candidates does not need.
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    detectors: dict[str, Any] = get_mapping_from_secret_type_to_class()
-    return [*(pattern for name in _DETECTORS for pattern in detectors[name].denylist), *_MORE_SECRETS]
+    plugins: dict[str, Any] = get_mapping_from_secret_type_to_class()
+    return [*(pattern for name in _DETECTORS for pattern in plugins[name].denylist), *_MORE_SECRETS]
 
 
 def _ibans(text: str) -> Iterator[Span]:
     from stdnum import iban
 
     for match in _IBAN.finditer(text):
-        # The pattern runs on into the words behind; an IBAN's length depends on its country.
+        # The pattern can include following words; an IBAN's length depends on its country.
         places = [place for place, character in enumerate(match[0]) if character != " "]
         for place in places[14:34]:
-            behind = match[0][place + 1 : place + 2]
-            if not behind.isalnum() and iban.is_valid(match[0][: place + 1]):
+            following = match[0][place + 1 : place + 2]
+            if not following.isalnum() and iban.is_valid(match[0][: place + 1]):
                 yield match.start(), match.start() + place + 1
                 break
 
@@ -163,7 +162,7 @@ def _cards(text: str) -> Iterator[Span]:
 
 def _addresses(text: str) -> Iterator[Span]:
     for match in _IP.finditer(text):
-        # `12:30:45` is a time of day, and `::1` is nobody's address.
+        # `12:30:45` is a time of day, and `::1` is the loopback address.
         if ":" in match[0] and sum(bool(group) for group in match[0].split(":")) < 3:
             continue
         try:

@@ -1,4 +1,4 @@
-"""The text of a row: which columns hold it, and how other values become text."""
+"""Reads the text of rows from the columns that hold it."""
 
 from dataclasses import dataclass
 
@@ -7,31 +7,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.rows.columns import as_text as as_text
-from llm_finetune.components.shared.rows.columns import empty, trimmed
-from llm_finetune.components.shared.rows.columns import is_text as is_text
+from llm_finetune.components.shared.rows.columns import empty_texts, trim
 from llm_finetune.components.shared.rows.conversations import (
     TOOLS,
     as_messages,
-    begins,
     check_conversations,
-    ends,
-    flat_messages,
+    flatten_messages,
+    is_first_message,
+    is_last_message,
     is_role,
-    spoken,
+    message_texts,
 )
 from llm_finetune.components.shared.settings import FieldSettings
+
+MAX_COUNTED_LENGTH = 1 << 16
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A batch's text, trimmed, one value per row and never null.
+    """Trimmed text of a batch, one value per row, without null.
 
-    A conversation is put into the same three fields: its system message, everything said in between, its last answer.
+    A conversation has the same three fields: its system message, all messages in between, and its last answer.
 
     Attributes:
-        instruction: What is asked.
-        input: What it is asked about.
+        instruction: The instruction.
+        input: The input.
         output: The answer.
     """
 
@@ -40,38 +40,43 @@ class Texts:
     output: pa.StringArray
 
     def lengths(self) -> pa.Array:
-        """Returns the number of characters of the three fields together."""
+        """Returns the total number of characters of the three fields."""
         fields = (self.instruction, self.input, self.output)
         first, second, third = (pc.utf8_length(field) for field in fields)
         return pc.add(pc.add(first, second), third)
 
-    def whole(self) -> pa.StringArray:
-        """Returns all three fields; rows with the same one are duplicates."""
-        return _joined(self.instruction, self.input, self.output)
+    def full_text(self) -> pa.StringArray:
+        """Returns all three fields; rows with equal full text are duplicates."""
+        return _join(self.instruction, self.input, self.output)
 
     def prompt(self) -> pa.StringArray:
-        """Returns what the model is given, without the answer."""
-        return _joined(self.instruction, self.input)
+        """Returns instruction and input."""
+        return _join(self.instruction, self.input)
 
-    def own(self) -> pa.StringArray:
-        """Returns the text that a row does not share with its whole task.
+    def distinctive_text(self) -> pa.StringArray:
+        """Returns input and output, or instruction and output for rows without input.
 
-        Where there is an input, the instruction is usually the same in many rows: left in, it would make short rows
-        of one task near-duplicates of each other.
+        If there is an input, many rows usually have the same instruction, which would make short rows of one task
+        near-duplicates of each other.
         """
-        asked = pc.if_else(pc.equal(self.input, ""), self.instruction, self.input)
-        return _joined(asked, self.output)
+        question = pc.if_else(pc.equal(self.input, ""), self.instruction, self.input)
+        return _join(question, self.output)
+
+
+def count_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Returns the number of rows per length, for `charts.histogram`; the last entry includes all longer rows."""
+    return np.bincount(np.minimum(lengths, MAX_COUNTED_LENGTH), minlength=MAX_COUNTED_LENGTH + 1)
 
 
 def check_columns(schema: pa.Schema, fields: FieldSettings) -> None:
-    """Checks that the columns which hold the text exist.
+    """Checks that the text columns exist.
 
     Args:
         schema: The dataset's schema.
-        fields: Which columns are meant.
+        fields: Names of the text columns.
 
     Raises:
-        UserError: Naming the setting, the columns that exist and the nearest one.
+            UserError: If a column is missing.
     """
     names = ["chat_key"] if fields.chat_key else ["instruction_key", "input_key", "output_key"]
     for name in names:
@@ -79,20 +84,20 @@ def check_columns(schema: pa.Schema, fields: FieldSettings) -> None:
         if key and key not in schema.names:
             hint = nearest(key, schema.names)
             if not hint and not fields.chat_key and "messages" in schema.names:
-                hint = "; set chat_key to 'messages' for data that already is a list of messages"
+                hint = "; set chat_key to 'messages' for conversations"
             elif not hint and name == "input_key":
                 hint = "; set input_key to '' for data without an input"
-            raise UserError(f"{name} = {key!r}: no row has it{hint} (columns: {', '.join(schema.names)})")
+            raise UserError(f"{name} = {key!r}: no such column{hint} (columns: {', '.join(schema.names)})")
     if fields.chat_key:
         check_conversations(schema.field(fields.chat_key), "chat_key")
 
 
-def texts(batch: pa.RecordBatch, fields: FieldSettings) -> Texts:
-    """Reads a batch's text.
+def row_texts(batch: pa.RecordBatch, fields: FieldSettings) -> Texts:
+    """Reads the text of a batch.
 
     Args:
-        batch: Rows with the columns of `check_columns`.
-        fields: Which columns are meant.
+        batch: Rows that passed `check_columns`.
+        fields: Names of the text columns.
 
     Returns:
         The trimmed fields; null becomes empty, numbers and lists become text.
@@ -100,23 +105,23 @@ def texts(batch: pa.RecordBatch, fields: FieldSettings) -> Texts:
     if fields.chat_key:
         return _conversation_texts(as_messages(batch.column(fields.chat_key), TOOLS in batch.schema.names))
     keys = (fields.instruction_key, fields.input_key, fields.output_key)
-    return Texts(*(trimmed(batch.column(key)) if key else empty(batch.num_rows) for key in keys))
+    return Texts(*(trim(batch.column(key)) if key else empty_texts(batch.num_rows) for key in keys))
 
 
 def _conversation_texts(column: pa.Array) -> Texts:
-    row, messages = flat_messages(column)
-    said = spoken(messages)
-    is_instruction = begins(row) & is_role(messages, "system")
-    is_answer = ends(row) & is_role(messages, "assistant")
+    row, messages = flatten_messages(column)
+    contents = message_texts(messages)
+    is_instruction = is_first_message(row) & is_role(messages, "system")
+    is_answer = is_last_message(row) & is_role(messages, "assistant")
     parts = (is_instruction, ~is_instruction & ~is_answer, is_answer)
-    return Texts(*(_gathered(said, row, part, len(column)) for part in parts))
+    return Texts(*(_join_messages(contents, row, part, len(column)) for part in parts))
 
 
-def _gathered(contents: pa.StringArray, row: np.ndarray, chosen: np.ndarray, rows: int) -> pa.StringArray:
-    counts = np.bincount(row[chosen], minlength=rows)
+def _join_messages(contents: pa.StringArray, row: np.ndarray, selected: np.ndarray, rows: int) -> pa.StringArray:
+    counts = np.bincount(row[selected], minlength=rows)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pc.binary_join(pa.ListArray.from_arrays(offsets, contents.filter(pa.array(chosen))), "\n")
+    return pc.binary_join(pa.ListArray.from_arrays(offsets, contents.filter(pa.array(selected))), "\n")
 
 
-def _joined(*columns: pa.StringArray) -> pa.StringArray:
+def _join(*columns: pa.StringArray) -> pa.StringArray:
     return pc.binary_join_element_wise(*columns, "\x1f")

@@ -1,4 +1,4 @@
-"""Fields of messages that carry what was said or called and that no card reads: refused, since they would vanish."""
+"""Refuses messages with content in fields that no card reads, as it would be lost without notice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,31 +9,32 @@ import pyarrow.compute as pc
 
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.rows import json_messages
+from llm_finetune.components.shared.rows import conversations
 from llm_finetune.components.shared.rows.columns import as_json, as_text, is_text
 
 _REASONING = (
-    "Write it into content, before the answer and as the model's chat template writes it (such as <think>…</think>), "
-    "or remove the field from the data"
+    "Move it to content, before the answer and in the format of the model's chat template (such as "
+    "<think>…</think>), or remove the field from the data"
 )
 UNREAD = {
-    **dict.fromkeys(json_messages.REASONING, _REASONING),
-    "function_call": "Write the call as tool_calls, a list of {'type': 'function', 'function': {'name', 'arguments'}}, "
-    "its result as a message of the role tool, and functions as the column tools; or remove the field from the data",
+    **dict.fromkeys(conversations.REASONING, _REASONING),
+    "function_call": "Convert the call to tool_calls, a list of {'type': 'function', 'function': {'name', "
+    "'arguments'}}, its result to a message with the role tool, and functions to the column tools; or remove the field "
+    "from the data",
 }
-"""The fields, and what to write instead."""
+"""The fields, and what to use instead."""
 _NOTHING = ("", "null", "{}", "[]")
 
 
-def refuse_unread(dataset: str | Path, key: str) -> None:
-    """Refuses conversations whose messages say something in a field that is not read.
+def refuse_unread_fields(dataset: str | Path, key: str) -> None:
+    """Raises if messages have content in a field that is not read.
 
     Args:
-        dataset: Folder of the rows.
-        key: Column with the conversations, as `check_conversations` has passed it.
+        dataset: Folder with the rows.
+        key: Column with conversations that passed `check_conversations`.
 
     Raises:
-        UserError: Naming the field, how many rows have it and the first one.
+        UserError: If a message has such a field; with the number of rows and the first one.
     """
     kind = tables.schema(dataset).field(key).type
     for field, instead in UNREAD.items():
@@ -46,13 +47,13 @@ def refuse_unread(dataset: str | Path, key: str) -> None:
         rows = np.concatenate([np.array([], np.int64), *found])
         if len(rows):
             raise UserError(
-                f"chat_key = {key!r}: in {len(rows):,} rows messages have {field!r}, first in row {rows[0]}. It is not "
-                f"read, so the model would be trained without it. {instead}"
+                f"chat_key = {key!r}: messages in {len(rows):,} rows have {field!r}, first in row {rows[0]}. This "
+                f"field is not read, so the model would be trained without it. {instead}"
             )
 
 
 def _in_messages(dataset: str | Path, key: str, field: str) -> Iterator[np.ndarray]:
-    """Returns the numbers of rows with a field, from its own column in the Parquet files alone."""
+    """Yields the numbers of rows with a field; reads only the field's column in the Parquet files."""
     first = 0
     for batch in tables.batches(dataset, [f"{key}.list.element.{field}"]):
         column = batch.column(key)
@@ -64,12 +65,12 @@ def _in_messages(dataset: str | Path, key: str, field: str) -> Iterator[np.ndarr
 
 
 def _in_texts(dataset: str | Path, key: str, field: str) -> Iterator[np.ndarray]:
-    """The same of conversations that are JSON text; only texts with the field's name are parsed."""
+    """Yields the numbers of rows with a field in JSON text; parses only texts that contain the field's name."""
     first = 0
     for batch in tables.batches(dataset, [key]):
         column = as_text(batch.column(key))
         named = pc.match_substring(column, f'"{field}"').fill_null(False).to_numpy(zero_copy_only=False)
         yield np.array(
-            [first + i for i in np.flatnonzero(named) if json_messages.has(column[i].as_py(), field)], np.int64
+            [first + i for i in np.flatnonzero(named) if conversations.has_field(column[i].as_py(), field)], np.int64
         )
         first += batch.num_rows

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.rows.json_messages import REASONING
+from llm_finetune.components.shared.rows.conversations import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, RenderedRow
 from llm_finetune.components.tokens.tokenize.placeholders import TOOL_DEFINITIONS, MarkedValue, PlaceholderWriter
 from llm_finetune.components.tokens.tokenize.shapes import Shape, distinct_messages

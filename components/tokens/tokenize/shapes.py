@@ -5,7 +5,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from llm_finetune.components.shared.rows.json_messages import REASONING
+from llm_finetune.components.shared.rows.conversations import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, JsonObject
 from llm_finetune.components.tokens.tokenize.placeholders import function_of
 

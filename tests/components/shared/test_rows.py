@@ -73,10 +73,10 @@ def test_a_dataset_that_has_lost_a_file_is_refused_by_each_card_that_reads_it(tm
     assert len(files) == 3
     files[1].unlink()
     error = refused(capsys, card, **artifacts)
-    assert f"error: {name} was written with 100 rows, but its files hold 60. Files were lost or cut" in error
+    assert f"error: {name} was written with 100 rows, but its files have 60. Files were lost or truncated" in error
     files[2].write_bytes(files[2].read_bytes()[:-100])
     error = refused(capsys, card, **artifacts)
-    assert f"error: {name} file part-00002.parquet is not a whole Parquet file" in error
+    assert f"error: {name}: part-00002.parquet is not a complete Parquet file" in error
     outputs = [value.path for key, value in artifacts.items() if key not in READERS[card]]
     assert not any(Path(path).exists() for path in outputs)
 
@@ -92,7 +92,7 @@ def test_a_card_that_loses_rows_is_refused(tmp_path, capsys, monkeypatch, card):
     artifacts.pop("model_config", None)
     monkeypatch.setattr(tables, "batches", short)
     error = refused(capsys, card, **artifacts, **settings)
-    assert " was given 100 rows, wrote 90 and dropped 0: 10 are missing. This is a fault of the card" in error
+    assert " read 100 rows, wrote 90 and dropped 0: 10 are missing. This is a defect of the card" in error
     monkeypatch.undo()
     card.python_func(**artifacts, **settings)
 
@@ -103,13 +103,13 @@ def test_shards_that_lose_rows_are_refused(tmp_path, capsys, monkeypatch):
     whole, out = tables.batches, dsl.Dataset(uri=str(tmp_path / "out"))
     monkeypatch.setattr(tables, "batches", lambda path: itertools.islice(whole(path), 1))
     error = refused(capsys, partition_rows, shards=[shard], planned=["files"], partitions=out, parts=2)
-    assert "Partition Rows was given 100 rows, wrote 40 and dropped 0: 60 are missing" in error
+    assert "Partition Rows read 100 rows, wrote 40 and dropped 0: 60 are missing" in error
     error = refused(capsys, gather_shards, shards=[shard], partitions=[{"part": 0, "rows": 100}], dataset=out)
-    assert "Gather Shards was given 100 rows, wrote 40 and dropped 0: 60 are missing" in error
+    assert "Gather Shards read 100 rows, wrote 40 and dropped 0: 60 are missing" in error
     assert not Path(out.path).exists()
 
 
 def test_rows_add_up_or_not():
     check_accounted("Card", 10, 7, {"too short": 2, "duplicate": 1})
-    with pytest.raises(UserError, match="given 10 rows, wrote 9 and dropped 2: 1 are too many"):
+    with pytest.raises(UserError, match="read 10 rows, wrote 9 and dropped 2: 1 are too many"):
         check_accounted("Card", 10, 9, {"too short": 2})

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from kfp import dsl
 
-from llm_finetune.components.data.data_report import component, oddness, step
-from llm_finetune.components.data.data_report.path import Step, steps
+from llm_finetune.components.data.data_report import component, outliers, step
+from llm_finetune.components.data.data_report.overview import CardRows, card_rows
 from llm_finetune.components.data.data_report.profile import profile
 from llm_finetune.components.data.filter_clean.component import filter_clean
 from llm_finetune.components.data.format_sft.component import format_sft
@@ -95,15 +95,15 @@ def pages(artifacts, tmp_path_factory):
 
 
 def test_the_funnel_accounts_for_every_row(artifacts):
-    way = steps({n: a.path for n, a in artifacts.items()}, {n: a.metadata for n, a in artifacts.items()})
-    assert way[0] == Step("Load Dataset", 49, {})
-    assert way[1] == Step("Filter & Clean", 44, {"missing output": 1, "too short": 1, "duplicate": 3})
+    way = card_rows({n: a.path for n, a in artifacts.items()}, {n: a.metadata for n, a in artifacts.items()})
+    assert way[0] == CardRows("Load Dataset", 49, {})
+    assert way[1] == CardRows("Filter & Clean", 44, {"missing output": 1, "too short": 1, "duplicate": 3})
     assert [s.rows for s in way[2:4]] == [44, 44]
     assert way[4].lost == {"too long in tokens": 1} and way[4].rows == 43
     assert all(before.rows - after.rows == sum(after.lost.values()) for before, after in itertools.pairwise(way))
     lost = {**artifacts, "clean_dataset": dsl.Dataset(uri=artifacts["clean_dataset"].path)}
-    way = steps({n: a.path for n, a in lost.items()}, {n: a.metadata for n, a in lost.items()})
-    assert way[1].lost == {"no reason on record": 5}
+    way = card_rows({n: a.path for n, a in lost.items()}, {n: a.metadata for n, a in lost.items()})
+    assert way[1].lost == {"no recorded reason": 5}
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_the_funnel_accounts_for_every_row(artifacts):
         (
             "clean_dataset",
             {"rows_in": 60},
-            "clean_dataset was made from 60 rows, and raw_dataset has 49: rows were lost",
+            "clean_dataset was made from 60 rows, but raw_dataset has 49: rows were lost",
         ),
-        ("val_dataset", {"rows_in": 43}, "val_dataset was made from 43 rows, and clean_dataset has 44: rows were lost"),
-        ("train_sft", {"rows_in": 1000}, "train_sft was made from 1,000 rows, and train_dataset has "),
-        ("val_tokens", {"documents": 2}, "val_tokens was made from 2 rows, and val_sft has "),
+        ("val_dataset", {"rows_in": 43}, "val_dataset was made from 43 rows, but clean_dataset has 44: rows were lost"),
+        ("train_sft", {"rows_in": 1000}, "train_sft was made from 1,000 rows, but train_dataset has "),
+        ("val_tokens", {"documents": 2}, "val_tokens was made from 2 rows, but val_sft has "),
     ],
 )
 def test_a_path_that_does_not_close_is_refused(artifacts, name, wrong, message):
     metadata = {n: a.metadata for n, a in artifacts.items()}
     metadata[name] = metadata[name] | wrong
     with pytest.raises(UserError) as error:
-        steps({n: a.path for n, a in artifacts.items()}, metadata)
+        card_rows({n: a.path for n, a in artifacts.items()}, metadata)
     assert message in str(error.value)
 
 
@@ -138,8 +138,8 @@ def test_a_dataset_in_figures(artifacts):
     lengths = [sum(len(value.strip()) for value in row.values()) for row in rows()]
     assert found.longest[0] == (3, lengths[3]) and len(found.longest) == 10
     assert [length for _, length in found.longest] == sorted(lengths, reverse=True)[:10]
-    assert found.odd[0] == oddness.Odd(3, "74 % digits, usually 6 %")
-    assert not any("jane.doe" in text for text in found.shown.values())
+    assert found.outliers[0] == outliers.Outlier(3, "74 % digits, usually 6 %")
+    assert not any("jane.doe" in text for text in found.shown_texts.values())
     assert sum(profile(artifacts["raw_dataset"].path, step.Settings(language_rows=10)).languages.values()) == 10
 
 
@@ -153,7 +153,7 @@ def test_the_same_figures_whatever_the_row_groups(artifacts, tmp_path, monkeypat
     one, many = (
         profile(path, step.Settings(language_rows=9)) for path in (artifacts["raw_dataset"].path, tmp_path / "small")
     )
-    for name in ("rows", "largest", "longest", "odd", "shown", "personal", "languages"):
+    for name in ("rows", "largest", "longest", "outliers", "shown_texts", "personal", "languages"):
         assert getattr(one, name) == getattr(many, name), name
 
 
@@ -169,20 +169,20 @@ def test_it_needs_no_torch():
     assert shown.strip() == "False"
 
 
-def test_odd_rows_say_why():
+def test_outliers_say_why():
     usual = [f"the quick brown fox number {'abcdefgh'[i % 8]} jumps" for i in range(50)]
     texts = [*usual, "9" * 40, "", "ü" * 30, "z" * 4000]
-    odd = oddness.oddest(oddness.measures(pa.array(texts)), 10)
-    why = {item.row: item.why for item in odd}
+    odd = outliers.find_outliers(outliers.measure(pa.array(texts)), 10)
+    why = {item.row: item.reason for item in odd}
     assert sorted(why) == [50, 51, 52, 53]
     assert "100 % digits, usually 0 %" in why[50] and "100 % beyond ASCII" in why[52]
     assert "longer" in why[53] and "letters" not in why[53]
-    assert oddness.oddest(oddness.measures(pa.array(usual[:9])), 10) == []
+    assert outliers.find_outliers(outliers.measure(pa.array(usual[:9])), 10) == []
 
 
 def test_pages_show_what_was_asked_for(pages):
     text = {name: page.read_text() for name, page in pages.items()}
-    for heading in ("Rows on their way", "Splits", "Leakage", "Training data: length in tokens", "Format"):
+    for heading in ("Rows by card", "Splits", "Leakage", "Training data: length in tokens", "Format"):
         assert f"<h2>{heading}</h2>" in text["report"]
     assert "1 missing output, 1 too short, 3 duplicate" in text["report"] and "rows.jsonl at abc" in text["report"]
     for heading in (
@@ -191,7 +191,7 @@ def test_pages_show_what_was_asked_for(pages):
         "Personal data and secrets",
         "Languages",
         "Longest rows",
-        "Oddest rows",
+        "Outliers",
     ):
         assert all(f"<h2>{heading}</h2>" in text[name] for name in ("raw_report", "train_report", "val_report"))
     assert "Length in tokens" in text["train_report"] and "Length in tokens" not in text["raw_report"]
@@ -228,12 +228,12 @@ def test_empty_and_strange_datasets(tmp_path, artifacts):
         return tmp_path / name
 
     nothing = profile(written("none", pa.Table.from_pylist(rows()).slice(0, 0)), step.Settings())
-    assert (nothing.rows, nothing.longest, nothing.odd, nothing.clusters) == (0, [], [], 0)
+    assert (nothing.rows, nothing.longest, nothing.outliers, nothing.clusters) == (0, [], [], 0)
     said = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}] * 2
     chat = profile(written("chat", pa.Table.from_pylist(said)), step.Settings())
     assert chat.layout == "messages" and chat.largest[0].size == 2
     assert profile(written("text", pa.table({"text": ["one", "two"]})), step.Settings()).layout == "plain text"
-    with pytest.raises(UserError, match="no row has it"):
+    with pytest.raises(UserError, match="no such column"):
         profile(written("other", pa.table({"a": [1]})), step.Settings())
 
 

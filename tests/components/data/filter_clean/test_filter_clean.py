@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kfp import dsl
 
 from llm_finetune.components.data.filter_clean import component, repair, step
-from llm_finetune.components.data.filter_clean.worker import LONGEST_COUNTED
 from llm_finetune.components.shared.charts import histogram
 from llm_finetune.components.shared.errors import UserError
+from llm_finetune.components.shared.rows.text import MAX_COUNTED_LENGTH
 
 
 def test_every_reason(tmp_path):
@@ -60,7 +60,7 @@ def test_values_that_are_no_text(tmp_path):
     assert kept == [row('["a list of words", "ü"]', "1.5", "42"), row('["another list of words"]', "", "7")]
     assert facts.converted == {"instruction": 2, "input": 2, "output": 2}
     assert [r["reason"] for r in dropped] == ["missing_output"]
-    assert "Made text" in (tmp_path / "page.html").read_text()
+    assert "Converted to text" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
@@ -76,7 +76,7 @@ def test_every_layout_of_text(tmp_path, kind):
 def test_structures_become_json_and_bytes_are_refused(tmp_path):
     rows = [row(output={"a": [1, None], "b": "ü"})]
     assert clean(tmp_path, rows)[1][0]["output"] == '{"a": [1, null], "b": "ü"}'
-    with pytest.raises(UserError, match="holds bytes"):
+    with pytest.raises(UserError, match="contains bytes"):
         clean(tmp_path, [row(output=b"bytes")])
 
 
@@ -91,7 +91,7 @@ def test_wrong_keys_name_the_nearest_column(tmp_path):
 
 def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
     message = refused(tmp_path, [row(output=None), row(output=None), row("a", "", "b")])
-    assert "all 3 rows were filtered away: 2 missing output, 1 too short" in message
+    assert "all 3 rows were dropped: 2 missing output, 1 too short" in message
     assert "the dataset has no rows" in refused(tmp_path, pa.Table.from_pylist([row()]).slice(1))
 
 
@@ -119,7 +119,7 @@ def test_a_slice_of_conversations_is_repaired_alone():
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     said = ["a\x07", None, "b\x07", "c\x07"]
     rows = [text and [{"role": "user", "content": text}] for text in said]
-    column, changed = repair.repaired_messages(pa.array(rows, pa.list_(message)).slice(1, 2), "control")
+    column, changed = repair.repair_messages(pa.array(rows, pa.list_(message)).slice(1, 2), "control")
     column.validate(full=True)
     assert column.to_pylist() == [None, [{"role": "user", "content": "b"}]] and changed == 1
 
@@ -133,7 +133,7 @@ def test_languages(tmp_path):
     ]
     facts, kept, _ = clean(tmp_path, rows, languages="en, DE")
     assert kept == [rows[0], rows[1], rows[3]] and facts.dropped == {"language": 1}
-    assert "'xx' is no language" in refused(tmp_path / "none", rows, languages="en,xx")
+    assert "'xx' is not supported" in refused(tmp_path / "none", rows, languages="en,xx")
 
 
 def test_layouts_are_recognised_and_sharegpt_becomes_messages(tmp_path):
@@ -161,7 +161,7 @@ def test_rows_of_another_layout_are_refused(tmp_path):
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{**row(), "messages": None}, {"instruction": None, "input": None, "output": None, "messages": said}]
     message = refused(tmp_path, rows)
-    assert "row 1 has nothing in 'instruction', 'input', 'output' but has 'messages'" in message
+    assert "row 1 has no value in 'instruction', 'input', 'output', but in 'messages'" in message
     assert clean(tmp_path, rows[:1])[0].rows == 1
     both = [{"messages": said, "prompt": "a", "completion": "b"}]
     assert "columns of two layouts, 'messages' and 'prompt + completion'" in refused(tmp_path / "b", both)
@@ -202,15 +202,15 @@ def test_any_text_is_kept_or_dropped(tmp_path, rows, redact):
 
 
 def test_histogram_adds_up():
-    lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)
+    lengths = np.zeros(MAX_COUNTED_LENGTH + 1, np.int64)
     assert histogram(lengths, "characters").bars == []
     lengths[[17, 18, 400]] = [5, 6, 7]
     drawn = histogram(lengths, "characters")
     assert (drawn.least, drawn.most, drawn.middle, drawn.highest, drawn.last, drawn.rows) == (17, 400, 18, 11, 0, 18)
     assert drawn.bars[0]["label"] == "17 to 26 characters: 11 rows" and drawn.bars[0]["height"] == 100
-    lengths[[17, LONGEST_COUNTED]] = [5000, 1]
+    lengths[[17, MAX_COUNTED_LENGTH]] = [5000, 1]
     drawn = histogram(lengths, "characters")
-    assert drawn.most == LONGEST_COUNTED and drawn.bars[-1]["label"] == "18 to 65,536 characters: 14 rows"
+    assert drawn.most == MAX_COUNTED_LENGTH and drawn.bars[-1]["label"] == "18 to 65,536 characters: 14 rows"
     assert drawn.last == 18
 
 

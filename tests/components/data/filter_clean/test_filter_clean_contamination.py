@@ -34,7 +34,7 @@ def test_rows_of_evaluation_sets_are_dropped(tmp_path):
     named = {"source_type": "jsonl_path", "jsonl_path": str(held_out)}
     assert clean(tmp_path, rows, eval_sets=[named], eval_words=8)[0].rows == 1
     message = refused(tmp_path / "none", rows, eval_sets=[str(held_out)], eval_words=50)
-    assert "has 50 words" in message and "lower eval_words" in message
+    assert "has 50 words" in message and "reduce eval_words" in message
     assert "nowhere.jsonl" in refused(tmp_path / "none", rows, eval_sets=["./nowhere.jsonl"])
     with pytest.raises(UserError, match="jsonl_pathh"):
         step.Settings.of({"eval_sets": [{"jsonl_pathh": "x"}]})
@@ -43,6 +43,6 @@ def test_rows_of_evaluation_sets_are_dropped(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text("abc .,Ä", max_size=20), max_size=8), st.integers(2, 4))
 def test_runs_of_words_are_those_of_python(texts, length):
-    _, row = contamination.runs_of_words(pa.array(texts, pa.string()), length)
+    _, row = contamination.word_ngrams(pa.array(texts, pa.string()), length)
     words = [re.findall(r"\w+", unicodedata.normalize("NFKC", text)) for text in texts]
     assert np.bincount(row, minlength=len(texts)).tolist() == [max(len(w) - length + 1, 0) for w in words]

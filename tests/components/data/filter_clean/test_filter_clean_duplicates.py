@@ -10,7 +10,7 @@ from filter_clean_rows import clean, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_finetune.components.shared.rows.duplicates import NearDuplicates, SeenHashes, hashes, normalised
+from llm_finetune.components.shared.rows.duplicates import NearDuplicates, SeenHashes, hash_texts, normalize_text
 
 
 def test_near_duplicates(tmp_path):
@@ -49,7 +49,7 @@ def test_near_duplicates_are_found_and_nothing_else():
     wanted = {pair for pair, true in similarity.items() if true >= 0.8}
     assert 40 < len(wanted) < 110  # the set has pairs on both sides of the threshold
     near, found = NearDuplicates(0.8), {}
-    for number, sketch in enumerate(near.signatures(normalised(pa.array(texts)))):
+    for number, sketch in enumerate(near.sketches(normalize_text(pa.array(texts)))):
         found |= {(other, number): alike for other, alike in near.similar(sketch, 0.8)}
         near.insert(number, sketch)
     recall, precision = len(wanted & set(found)) / len(wanted), len(wanted & set(found)) / len(found)
@@ -62,20 +62,20 @@ def test_near_pairs_are_shown(tmp_path):
     text = "a text that is long enough to be compared with others of its kind"
     clean(tmp_path, [row(text, "", "yes"), row(text + "s", "", "yes")], dedup="near")
     page = (tmp_path / "page.html").read_text()
-    assert "what stays in its stead" in page and f"{text}s → yes" in page
+    assert "the rows kept instead" in page and f"{text}s → yes" in page
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=20))
 def test_normalisation_is_that_of_python(texts):
-    got = normalised(pa.array(texts, pa.string())).to_pylist()
+    got = normalize_text(pa.array(texts, pa.string())).to_pylist()
     for text, value in zip(texts, got, strict=True):
         assert re.sub("[\t\n\x0b\x0c\r ]+", " ", value) == value
         if text.isascii():
             assert value == re.sub("[\t\n\x0b\x0c\r ]+", " ", text.lower())
         else:
             folded = unicodedata.normalize("NFKC", text)
-            assert value == normalised(pa.array([folded])).to_pylist()[0]
+            assert value == normalize_text(pa.array([folded])).to_pylist()[0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -83,7 +83,7 @@ def test_normalisation_is_that_of_python(texts):
 def test_seen_hashes_is_a_set(batches):
     seen, known = SeenHashes(), set()
     for batch in batches:
-        again = seen.add(hashes(pa.array(batch, pa.string())))
+        again = seen.add(hash_texts(pa.array(batch, pa.string())))
         for text, was in zip(batch, again, strict=True):
             assert was == (text in known)
             known.add(text)

@@ -32,17 +32,17 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path):
     rows = [*ROWS, {**ROWS[0], "output": None}, {**ROWS[0], "output": " \n"}]
     facts, kept = formatted(tmp_path, rows)
     assert (facts.rows, facts.skipped, len(kept)) == (2, {"no_output": 2}, 2)
-    assert "2 left out: no output" in (tmp_path / "page.html").read_text()
+    assert "2 skipped: no output" in (tmp_path / "page.html").read_text()
 
 
 def test_other_mistakes(tmp_path):
     assert "did you mean 'output'?" in refused(tmp_path, ROWS, output_key="outputs")
-    assert "no training row can be used: 1 no output" in refused(tmp_path, [{**ROWS[0], "output": ""}])
-    assert "system_prompt belongs to" in refused(tmp_path, ROWS, system_prompt="x")
+    assert "all training rows were skipped: 1 no output" in refused(tmp_path, [{**ROWS[0], "output": ""}])
+    assert "system_prompt needs template" in refused(tmp_path, ROWS, system_prompt="x")
     messages = [{"messages": [{"role": "user", "content": "x"}]}]
     assert "need template = 'chat'" in refused(tmp_path, messages, chat_key="messages")
     assert "need template = 'chat'" in refused(tmp_path, messages)
-    assert "no training row can be used: 1 no output" in refused(tmp_path, messages, template="chat")
+    assert "all training rows were skipped: 1 no output" in refused(tmp_path, messages, template="chat")
 
 
 def test_columns_are_kept_beside_for_slices(tmp_path):
@@ -59,7 +59,7 @@ def test_columns_are_kept_beside_for_slices(tmp_path):
     assert formatted(tmp_path, rows, keep_columns="year")[1][0]["year"] == 2000
     shutil.rmtree(tmp_path / "train")
     found = refused(tmp_path, rows, keep_columns="sorce")
-    assert "keep_columns = 'sorce': the rows have no such column; did you mean 'source'?" in found
+    assert "keep_columns = 'sorce': no such column; did you mean 'source'?" in found
     assert "completion is a column that this card writes" in refused(tmp_path, rows, keep_columns="completion")
 
 
@@ -74,7 +74,7 @@ def test_numbers_and_lists_become_text(tmp_path):
 def test_an_input_that_the_template_does_not_show_is_counted(tmp_path):
     facts, _ = formatted(tmp_path, ROWS, template="{instruction}>{output}")
     assert facts.unused_input == 1
-    assert "1 rows have an input that the template does not show" in (tmp_path / "page.html").read_text()
+    assert "1 rows have an input that the template does not contain" in (tmp_path / "page.html").read_text()
 
 
 def test_layouts_are_recognised(tmp_path):
@@ -134,4 +134,4 @@ def test_card(tmp_path, capsys):
     json.dumps(metadata, allow_nan=False)
     with pytest.raises(SystemExit):
         run(*artifacts, dsl.HTML(uri=str(tmp_path / "p.html")), template="{output}")
-    assert "error: template: neither" in capsys.readouterr().err
+    assert "error: template: {instruction} and {input} are both missing" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_messages_of_another_shape_are_refused(tmp_path):
 
     assert "found messages with who, says" in why([{"who": "human", "says": "x"}])
     assert "found list<element: string>" in why(["x"])
-    assert "content of its messages is a list of parts" in why([{"role": "user", "content": [{"type": "text"}]}])
+    assert "content of the messages is a list of parts" in why([{"role": "user", "content": [{"type": "text"}]}])
     assert "mixes two layouts" in why([{"role": "user", "content": "x"}, {"from": "human", "value": "x"}])
     assert "1 bad conversation" in why("no JSON")
 

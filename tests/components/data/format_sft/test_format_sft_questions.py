@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from format_sft_rows import ROWS, formatted, rendered, said
 
-from llm_finetune.components.data.format_sft.plain_text import beginning
+from llm_finetune.components.data.format_sft.plain_text import opening_text
 from llm_finetune.components.shared.questions import Question, read
 
 
@@ -81,4 +81,4 @@ def test_plain_text_is_begun(tmp_path: Path) -> None:
     [question] = read(tmp_path / "val")
     assert question == Question([{"role": "user", "content": "The sea was calm and"}], text)
     assert text.startswith(rendered((tmp_path / "val" / "chat_template.jinja").read_text(), question.messages))
-    assert beginning("one two") == "one" and beginning("w" * 500) == ""
+    assert opening_text("one two") == "one" and opening_text("w" * 500) == ""

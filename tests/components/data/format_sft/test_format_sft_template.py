@@ -110,14 +110,14 @@ def test_the_chat_template_renders_the_training_text(template, drop, instruction
     [
         ("{instruction}", "{output} is missing"),
         ("{instrution}{output}", "unknown field {instrution}; did you mean 'instruction'?"),
-        ("{output}{input}", "{output} stands before {input}"),
+        ("{output}{input}", "{output} comes before {input}"),
         ("{instruction}{output}{output}", "twice"),
-        ("{instruction!r}{output}", "takes no format"),
-        ("{instruction:>9}{output}", "takes no format"),
+        ("{instruction!r}{output}", "supports no format specification"),
+        ("{instruction:>9}{output}", "supports no format specification"),
         ("{instruction.x}{output}", "unknown field {instruction.x}"),
         ("{}{output}", "unknown field {}"),
         ("{instruction} {output", "{{ and }}"),
-        ("{output}", "neither"),
+        ("{output}", "are both missing"),
         ("", "template = ''"),
     ],
 )

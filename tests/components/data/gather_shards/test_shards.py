@@ -46,11 +46,11 @@ def test_mistakes_end_with_a_message(tmp_path, capsys):
     shards = [dataset(tmp_path / name, pa.table({name: [1]}), source=name, part=part)
               for part, name in enumerate(["a", "b"])]  # fmt: skip
     out = artifact(tmp_path / "out")
-    assert "do not have the same columns" in refused(capsys, gather_shards, shards, dealt_out(1, 1), out)
-    assert "do not have the same columns" in refused(capsys, partition_rows, shards, ["a", "b"], out)
-    assert "1 to 48 are possible" in refused(capsys, partition_rows, shards[:1], ["a"], out, 0)
+    assert "have different columns" in refused(capsys, gather_shards, shards, dealt_out(1, 1), out)
+    assert "have different columns" in refused(capsys, partition_rows, shards, ["a", "b"], out)
+    assert "must be between 1 and 48" in refused(capsys, partition_rows, shards[:1], ["a"], out, 0)
     few = dataset(tmp_path / "few", pa.table({"text": ["one row"]}), source="few")
-    assert "1 rows leave 2 of 3 partitions empty; use fewer shards" in refused(
+    assert "with 1 rows, 2 of 3 partitions are empty; use fewer shards" in refused(
         capsys, partition_rows, [few], ["few"], out, 3
     )
     assert not (tmp_path / "out").exists()
@@ -61,9 +61,9 @@ def test_a_shard_that_has_not_arrived_is_refused(tmp_path, capsys):
               for name in ("a.jsonl and 1 more", "c.jsonl")]  # fmt: skip
     names, out = [shard.metadata["source"] for shard in shards], artifact(tmp_path / "out")
     error = refused(capsys, partition_rows, shards[1:], names, out, 2)
-    assert "2 shards were planned, 1 arrived; missing: shard 0 (a.jsonl and 1 more). The backend has not" in error
+    assert "2 shards were planned, 1 arrived; missing: shard 0 (a.jsonl and 1 more). The backend did not" in error
     error = refused(capsys, partition_rows, [shards[1], shards[1]], names, out, 2)
-    assert "2 arrived; missing: shard 0 (a.jsonl and 1 more); not planned, or there twice: c.jsonl. " in error
+    assert "2 arrived; missing: shard 0 (a.jsonl and 1 more); not planned or duplicate: c.jsonl. " in error
     partition_rows.python_func(shards[::-1], names, out, 1)
     rows = rows_of(artifact(tmp_path / "out" / "00000"))
     assert rows[0] == '{"text": "a.jsonl and 1 more 0"}' and len(rows) == 18
@@ -73,11 +73,11 @@ def test_a_partition_that_has_not_arrived_is_refused(tmp_path, capsys):
     parts = [dataset(tmp_path / str(part), pa.table({"x": [part]}), part=part) for part in range(3)]
     out = artifact(tmp_path / "out")
     error = refused(capsys, gather_shards, parts[1:2], dealt_out(4, 4, 4), out)
-    assert "3 partitions were planned, 1 arrived; missing: partition 0, partition 2. The backend has not" in error
+    assert "3 partitions were planned, 1 arrived; missing: partition 0, partition 2. The backend did not" in error
     error = refused(capsys, gather_shards, [parts[0], parts[1], parts[1]], dealt_out(4, 4, 4), out)
-    assert "missing: partition 2; not planned, or there twice: 1. " in error
+    assert "missing: partition 2; not planned or duplicate: 1. " in error
     error = refused(capsys, gather_shards, parts, dealt_out(4, 4), out)
-    assert "2 partitions were planned, 3 arrived; not planned, or there twice: 2. " in error
+    assert "2 partitions were planned, 3 arrived; not planned or duplicate: 2. " in error
     assert not (tmp_path / "out").exists()
     gather_shards.python_func(parts[::-1], dealt_out(4, 4, 4), out)
     assert rows_of(out) == ['{"x": 0}', '{"x": 1}', '{"x": 2}']
@@ -92,26 +92,26 @@ def test_rows_that_were_lost_on_the_way_are_refused(tmp_path, capsys):
     (tmp_path / "partitions" / "00001" / "part-00000.parquet").write_bytes(b"PAR1")
     made = {name: artifact(tmp_path / name) for name in ("clean_dataset", "dropped_rows", "preview")}
     error = refused(capsys, filter_clean, raw_dataset=partitions, partition=dealt[1], **made)
-    assert "raw_dataset, partition 1, file part-00000.parquet is not a whole Parquet file" in error
+    assert "raw_dataset partition 1: part-00000.parquet is not a complete Parquet file" in error
     (tmp_path / "partitions" / "00001" / "part-00000.parquet").unlink()
     error = refused(capsys, filter_clean, raw_dataset=partitions, partition=dealt[1], **made)
-    assert f"raw_dataset, partition 1, was written with {dealt[1]['rows']} rows, but its files hold 0. " in error
+    assert f"raw_dataset, partition 1 was written with {dealt[1]['rows']} rows, but its files have 0. " in error
     filter_clean.python_func(raw_dataset=partitions, partition=dealt[0], **made)
     clean = made["clean_dataset"]
     assert clean.metadata["part"] == 0 and clean.metadata["rows_in"] == dealt[0]["rows"]
     clean.metadata["rows"] += 1
     error = refused(capsys, gather_shards, [clean], dealt[:1], artifact(tmp_path / "out"))
-    assert f"partition_0 was written with {dealt[0]['rows'] + 1} rows, but its files hold {dealt[0]['rows']}. " in error
+    assert f"partition_0 was written with {dealt[0]['rows'] + 1} rows, but its files have {dealt[0]['rows']}. " in error
 
 
 def test_the_gathered_rows_come_from_the_whole_source(tmp_path):
     shards = [dataset(tmp_path / name, pa.table({"text": [f"{name} {row}" for row in range(9)]}),
-                      source=name, licence=licence, revision=name * 2, origin={"dataset_rows": 9})
-              for name, licence in (("a", "mit"), ("b", "mit"), ("c", "cc0"))]  # fmt: skip
+                      source=name, license=license, revision=name * 2, origin={"dataset_rows": 9})
+              for name, license in (("a", "mit"), ("b", "mit"), ("c", "cc0"))]  # fmt: skip
     partitions = artifact(tmp_path / "partitions")
     partition_rows.python_func(shards, ["a", "b", "c"], partitions, 2)
     origin = partitions.metadata["origin"]
-    assert (origin["dataset_rows"], origin["dataset_licence"]) == (27, "mit and cc0")
+    assert (origin["dataset_rows"], origin["dataset_license"]) == (27, "mit and cc0")
     assert origin["dataset_source"] == "a, with 2 more shards" and origin["dataset_revision"].startswith("sha256:")
     assert origin["dataset_content_hash"] == partitions.metadata["content_hash"]
 

@@ -44,8 +44,8 @@ DRAWN = [2, 42, 46, 119, 137]
 
 
 def test_types_widen_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "FIRST_BLOCK", 64)
-    monkeypatch.setattr(jsonl, "BLOCK", 64)
+    monkeypatch.setattr(jsonl, "FIRST_BLOCK_BYTES", 64)
+    monkeypatch.setattr(jsonl, "BLOCK_BYTES", 64)
     rows = [{"a": 1, "b": None, "c": {"x": 1}, "d": []} for _ in range(20)]
     rows += [{"a": 1.5, "b": "text", "c": {"x": 2, "y": "new"}, "d": ["item"]}]
     path = file(tmp_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -70,7 +70,7 @@ def test_settings_are_checked(tmp_path):
         with pytest.raises(UserError, match=part):
             step.Settings.of(wrong)
     assert "needs jsonl_path" in refused(tmp_path, "")
-    with pytest.raises(UserError, match="is no URL"):
+    with pytest.raises(UserError, match="is not a URL"):
         step.load_dataset(
             tmp_path / "raw", tmp_path / "p", step.Settings(source_type="jsonl_url", jsonl_url="/a/b.jsonl")
         )
@@ -142,8 +142,8 @@ def test_no_step_imports_torch():
 )
 def test_lists_of_nothing_but_null_are_kept(tmp_path, monkeypatch, values, in_blocks):
     if in_blocks:
-        monkeypatch.setattr(jsonl, "FIRST_BLOCK", 16)
-        monkeypatch.setattr(jsonl, "BLOCK", 16)
+        monkeypatch.setattr(jsonl, "FIRST_BLOCK_BYTES", 16)
+        monkeypatch.setattr(jsonl, "BLOCK_BYTES", 16)
     lines = "".join(json.dumps({"a": value}) + "\n" for value in values)
     _, rows = load(tmp_path, file(tmp_path, lines.encode()))
     assert rows == [{"a": value} for value in values]

@@ -70,17 +70,17 @@ def test_the_hub(tmp_path):
         whole, pinned, part, by_path, split, config, none, refusal, revision, name, untyped = answers
         assert (whole["rows"], whole["revision"], whole["source"]) == (50, second, "org/alpaca train")
         assert (pinned["rows"], pinned["revision"]) == (3, first)
-        assert (whole["licence"], part["licence"]) == ("cc-by-nc-4.0 and mit", "unknown")
+        assert (whole["license"], part["license"]) == ("cc-by-nc-4.0 and mit", "unknown")
         assert (part["rows"], part["revision"]) == (1500, lines)
         assert by_path["rows"] == 3000
         assert [row for batch in tables.batches(tmp_path / "a" / "0") for row in batch.to_pylist()] == ROWS
         assert "Available splits: ['train', 'test']" in split
         assert "'large' not found" in config
-        assert "there is no dataset 'org/none'" in none
+        assert "dataset 'org/none' does not exist on the Hub" in none
         assert "org/gated is gated" in refusal and "HF_TOKEN" in refusal
         assert "no revision 'v9'" in revision
         assert "'a b'" in name
-        assert "'a' had nothing but null" in untyped and "'hf://datasets/org/untyped@" in untyped
+        assert "'a' had only null values" in untyped and "'hf://datasets/org/untyped@" in untyped
         assert TOKEN not in hub.tokens_seen
         assert on_hub(hub, tmp_path / "b", [{"hf_dataset": "org/gated"}], TOKEN)[0]["revision"] == gated
         assert "is gated" in on_hub(hub, tmp_path / "c", [{"hf_dataset": "org/gated"}], "hf_other")[0]

@@ -35,7 +35,7 @@ BAD = {
     "surrogate": (LINES + b'{"instruction": "\\ud800", "input": "", "output": ""}\n', ["line 51", "surrogate"]),
     "deep": (LINES + b'{"instruction": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", ["line 51", "deeply"]),
     "empty": (b" \n\n", ["is empty"]),
-    "web page": (b"<!DOCTYPE html><html><body>Sign in</body>", ["web page", "/resolve/"]),
+    "web page": (b"<!DOCTYPE html><html><body>Sign in</body>", ["HTML page", "/resolve/"]),
     "no columns": (b"{}\n{}\n", ["no columns"]),
     "UTF-16": ("\ufeff{}".encode("utf-16-le"), ["UTF-16"]),
     "bzip2": (bz2.compress(LINES), ["bzip2"]),
@@ -56,8 +56,8 @@ def test_bad_lines_are_named(tmp_path, name):
 def test_bad_array_names_the_element(tmp_path):
     good = json.dumps(ROWS)
     assert "element 51 is not JSON" in refused(tmp_path, file(tmp_path, (good[:-1] + ", {oops}]" + " " * 99).encode()))
-    assert "cut off" in refused(tmp_path, file(tmp_path, good[:-1].encode()))
-    assert "more text" in refused(tmp_path, file(tmp_path, (good + "[]").encode()))
+    assert "ends after element" in refused(tmp_path, file(tmp_path, good[:-1].encode()))
+    assert "text after the end of the array" in refused(tmp_path, file(tmp_path, (good + "[]").encode()))
     assert "has no rows" in refused(tmp_path, file(tmp_path, b"[]"))
     assert "element 2 has no column 'b'" in refused(tmp_path, file(tmp_path, b'[{"a": 1, "b": 2}, {"a": 1}]'))
 
@@ -71,15 +71,15 @@ def test_other_bad_files(tmp_path):
     assert "Truncated" in refused(tmp_path, file(tmp_path, zstandard.compress(LINES)[:-20], "cut.jsonl.zst"))
     assert "damaged" in refused(tmp_path, file(tmp_path, parquet()[:-20], "cut.parquet"))
     assert "Expected 3 columns, got 2" in refused(tmp_path, file(tmp_path, as_csv() + b"\na,b", "ragged.csv"))
-    assert "there twice" in refused(tmp_path, file(tmp_path, b"a,b,a\n1,2,3\n", "twice.csv"))
+    assert "occurs twice" in refused(tmp_path, file(tmp_path, b"a,b,a\n1,2,3\n", "twice.csv"))
     (tmp_path / "here.jsonl").write_bytes(LINES)
     assert "did you mean 'here.jsonl'?" in refused(tmp_path, tmp_path / "heer.jsonl")
-    assert "there is no folder" in refused(tmp_path, tmp_path / "none" / "data.jsonl")
+    assert "does not exist: folder" in refused(tmp_path, tmp_path / "none" / "data.jsonl")
     assert "is a folder" in refused(tmp_path, tmp_path)
 
 
 def test_a_file_of_one_endless_line_is_refused_in_flat_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
     path = file(tmp_path, b'{"a": "')
     with path.open("r+b") as sparse:
         sparse.truncate(50 << 30)

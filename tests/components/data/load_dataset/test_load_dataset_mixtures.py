@@ -41,13 +41,13 @@ def test_weights_are_shares(tmp_path, two):
     assert set(mixed(tmp_path, two, source_column="")[1][0]) == {"text"}
 
 
-def test_licences_are_those_of_all_sources(tmp_path, two):
-    facts, _ = mixed(tmp_path, [{**two[0], "licence": "mit"}, two[1]])
-    assert (facts.licence, [source["licence"] for source in facts.sources]) == ("mit and unknown", ["mit", "unknown"])
-    assert facts.origin()["dataset_licence"] == "mit and unknown"
-    assert load(tmp_path, f"{tmp_path}/many.jsonl", licence="cc0-1.0")[0].licence == "cc0-1.0"
-    with pytest.raises(UserError, match="put licence into one of them"):
-        mixed(tmp_path, two, licence="mit")
+def test_licenses_are_those_of_all_sources(tmp_path, two):
+    facts, _ = mixed(tmp_path, [{**two[0], "license": "mit"}, two[1]])
+    assert (facts.license, [source["license"] for source in facts.sources]) == ("mit and unknown", ["mit", "unknown"])
+    assert facts.origin()["dataset_license"] == "mit and unknown"
+    assert load(tmp_path, f"{tmp_path}/many.jsonl", license="cc0-1.0")[0].license == "cc0-1.0"
+    with pytest.raises(UserError, match="license cannot be combined with mixture"):
+        mixed(tmp_path, two, license="mit")
 
 
 def test_a_seeded_mixture_is_the_same_again(tmp_path, two):
@@ -64,9 +64,9 @@ def test_what_mixtures_do_wrong(tmp_path, two):
 
     assert "mixture.1.weight" in wrong({"weight": 0})
     assert "did you mean 'weight'" in wrong({"weigth": 1})
-    assert "either hf_dataset or path" in wrong({"hf_dataset": "org/data"})
-    assert "give each a name" in wrong({"name": "many"})
-    assert "mixture.1.columns.text = 'qq': no row of 'few' has it; did you mean 'q'" in wrong(
+    assert "exactly one of hf_dataset and path" in wrong({"hf_dataset": "org/data"})
+    assert "set a different name for each" in wrong({"name": "many"})
+    assert "mixture.1.columns.text = 'qq': 'few' has no such column; did you mean 'q'" in wrong(
         {"columns": {"text": "qq"}}
     )
     assert "has a column 'q'" in wrong({"columns": {}}) and "can be chosen and renamed with `columns`" in wrong(
@@ -85,7 +85,7 @@ def test_what_mixtures_do_wrong(tmp_path, two):
 )
 def test_counts_are_the_largest_that_the_shares_allow(parts, most):
     available, weights = [rows for rows, _ in parts], [weight for _, weight in parts]
-    taken = mixture.counts(available, weights, most)
+    taken = mixture.rows_per_source(available, weights, most)
     total = sum(taken)
     assert all(0 <= count <= rows for count, rows in zip(taken, available, strict=True))
     assert not most or total <= most
@@ -93,3 +93,15 @@ def test_counts_are_the_largest_that_the_shares_allow(parts, most):
         assert abs(count - total * weight / sum(weights)) <= 2
     most_possible = min(rows * sum(weights) / weight for rows, weight in parts)
     assert total >= min(most_possible, most or most_possible) - len(parts) - 1
+
+
+def test_the_old_name_of_license_is_accepted_with_a_warning(tmp_path, two, capsys):
+    facts, _ = mixed(tmp_path, [{**two[0], "licence": "mit"}, two[1]])
+    assert facts.license == "mit and unknown"
+    warning = "warning: mixture.licence is now called license; the next version no longer accepts licence\n"
+    assert warning in capsys.readouterr().out
+    settings = {"settings": {"licence": "mit"}}
+    assert step.Settings.of(settings).license == "mit"
+    assert "warning: licence is now called license" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"mixture.licence is the old name of mixture.license: give license alone"):
+        mixed(tmp_path, [{**two[0], "licence": "mit", "license": "mit"}, two[1]])

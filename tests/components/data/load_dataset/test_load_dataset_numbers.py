@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from load_dataset_file import file, load, refused
 
-from llm_finetune.components.data.sources import formats, jsonl, types
+from llm_finetune.components.data.sources import column_types, formats, jsonl
 from llm_finetune.components.shared.rows.columns import as_text
 
 BIG = 2**53 + 1
@@ -17,8 +17,8 @@ HUGE = 12345678901234567890
 @pytest.fixture(params=["one block", "many blocks"])
 def blocks(request, monkeypatch):
     if request.param == "many blocks":
-        monkeypatch.setattr(jsonl, "FIRST_BLOCK", 32)
-        monkeypatch.setattr(jsonl, "BLOCK", 32)
+        monkeypatch.setattr(jsonl, "FIRST_BLOCK_BYTES", 32)
+        monkeypatch.setattr(jsonl, "BLOCK_BYTES", 32)
 
 
 def outputs(tmp_path, *values, **more) -> list:
@@ -55,9 +55,12 @@ def test_a_fraction_reads_the_same_with_and_without_whole_numbers_beside_it(tmp_
 
 def test_a_column_of_numbers_as_text_takes_no_other_kind(tmp_path, blocks):
     for values, message in [
-        ([1, 2.5, *[3] * 9, '"x"'], "line 12: 'output' is text here and a number before"),
-        (["[1]", "[2.5]", *["[3]"] * 9, '{"a": 1}'], "line 12: 'output' is an object here and a list before"),
-        ([2.5, "1" * 5000], "line 2 holds a number of more than 4,300 digits"),
+        ([1, 2.5, *[3] * 9, '"x"'], "line 12: column 'output' is text here, but a number in earlier rows"),
+        (
+            ["[1]", "[2.5]", *["[3]"] * 9, '{"a": 1}'],
+            "line 12: column 'output' is an object here, but a list in earlier rows",
+        ),
+        ([2.5, "1" * 5000], "line 2 contains a number with more than 4,300 digits"),
     ]:
         content = "".join(f'{{"output": {value}}}\n' for value in values).encode()
         assert message in refused(tmp_path, file(tmp_path, content))
@@ -83,8 +86,8 @@ def test_numbers_of_a_mixture_meet_as_text(tmp_path):
 
 def test_a_source_is_read_twice_at_most_however_often_its_types_widen(tmp_path, monkeypatch, blocks):
     opened = []
-    rows = formats.rows
-    monkeypatch.setattr(formats, "rows", lambda *a: opened.append(a) or rows(*a))
+    rows = formats.read_rows
+    monkeypatch.setattr(formats, "read_rows", lambda *a: opened.append(a) or rows(*a))
     content = "".join(json.dumps({"meta": {f"key {i}": i}}) + "\n" for i in range(40)).encode()
     loaded = load(tmp_path, file(tmp_path, content))[1]
     assert loaded[39]["meta"] == {f"key {i}": 39 if i == 39 else None for i in range(40)}
@@ -96,8 +99,8 @@ def test_a_source_is_read_twice_at_most_however_often_its_types_widen(tmp_path, 
 
 
 def test_objects_of_ever_new_keys_become_text(tmp_path, monkeypatch, blocks):
-    monkeypatch.setattr(types, "MOST_KEYS", 20)
-    monkeypatch.setattr(jsonl, "PIECE", 256)
+    monkeypatch.setattr(column_types, "MAX_STRUCT_FIELDS", 20)
+    monkeypatch.setattr(jsonl, "INFERENCE_BYTES", 256)
     values = [{"same": "x", f"id {i}": {"n": i}} for i in range(60)]
     content = "".join(json.dumps({"a": value, "b": [value]}) + "\n" for value in values).encode()
     loaded = load(tmp_path, file(tmp_path, content))[1]

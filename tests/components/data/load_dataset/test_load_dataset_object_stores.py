@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from load_dataset_sources import lines, load, refused
 
-from llm_finetune.components.data.sources.sources import Source
+from llm_finetune.components.data.sources.source import Source
 from llm_finetune.components.shared.errors import UserError
 
 

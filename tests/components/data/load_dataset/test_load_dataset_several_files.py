@@ -44,14 +44,16 @@ def test_files_and_patterns_come_in_order(tmp_path, folder):
 
 def test_what_files_together_do_wrong(tmp_path, folder):
     assert "did you mean 'b.jsonl'" in refused(tmp_path, f"{folder}/bb.json*")
-    assert "matches no file: there is no folder" in refused(tmp_path, f"{folder}/none/*.jsonl")
+    assert "matches no file: folder" in refused(tmp_path, f"{folder}/none/*.jsonl")
     assert "named twice" in refused(tmp_path, f"{folder}/*, {folder}/b.jsonl")
     assert "needs jsonl_path" in refused(tmp_path, " , ")
     (folder / "z.jsonl").write_bytes(lines(0, 1, more=1))
     message = refused(tmp_path, f"{folder}/*")
     assert f"{folder}/z.jsonl, line 1 has a column 'more'" in message and "(columns: text)" in message
     (folder / "z.jsonl").write_bytes(b'{"text": 5}\n')
-    assert "z.jsonl, line 1: 'text' is a number here and text before" in refused(tmp_path, f"{folder}/*")
+    assert "z.jsonl, line 1: column 'text' is a number here, but text in earlier rows" in refused(
+        tmp_path, f"{folder}/*"
+    )
     (folder / "z.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n')
     assert f"{folder}/z.jsonl, line 2 is not JSON" in refused(tmp_path, f"{folder}/*")
 
@@ -86,4 +88,4 @@ def test_urls_that_differ_in_the_query_alone_have_counts_of_their_own():
 
 def test_locations_of_any_text_are_files_or_refused():
     for text in ("https://host/a*b?c=[1]", "hf://datasets/org/name/x.jsonl", "a,b", "/a\n/b"):
-        assert all(source.location for source in locations.files(text))
+        assert all(source.location for source in locations.find_files(text))

@@ -30,7 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(web, "BACKOFF", 0.001)
+    monkeypatch.setattr(web, "BACKOFF_SECONDS", 0.001)
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.answers = {}
     served.url = f"http://127.0.0.1:{served.server_port}"
@@ -61,13 +61,13 @@ def test_what_servers_do_wrong(tmp_path, server):
         "/good.jsonl": (200, {}, LINES),
     }
     assert "does not exist" in refused(tmp_path, f"{server.url}/none.jsonl")
-    assert "web page" in refused(tmp_path, f"{server.url}/page")
+    assert "HTML page" in refused(tmp_path, f"{server.url}/page")
     message = refused(tmp_path, f"{server.url}/cut.jsonl?token=secret")
     assert "the connection ended after" in message and f" of {len(LINES) + 1000:,} bytes" in message
     assert "secret" not in message
     assert "the connection ended" in refused(tmp_path, f"{server.url}/cut.parquet")
-    assert "answered 403" in refused(tmp_path, f"{server.url}/private")
-    assert "answered 500" in refused(tmp_path, f"{server.url}/broken")
+    assert "returned 403" in refused(tmp_path, f"{server.url}/private")
+    assert "returned 500" in refused(tmp_path, f"{server.url}/broken")
     assert "is empty" in refused(tmp_path, f"{server.url}/empty.jsonl")
     assert "sha256" in refused(tmp_path, f"{server.url}/good.jsonl", sha256="0" * 64)
     assert "the connection ended" in refused(tmp_path, f"{server.url}/cut.jsonl", sha256="0" * 64)
@@ -80,4 +80,4 @@ def test_nobody_answers(tmp_path):
         taken.bind(("127.0.0.1", 0))
         message = refused(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/data.jsonl")
     assert "could not be read" in message
-    assert "ftpx:// is not a place" in refused(tmp_path, "ftpx://host/data.jsonl")
+    assert "ftpx:// is not a supported URL scheme" in refused(tmp_path, "ftpx://host/data.jsonl")

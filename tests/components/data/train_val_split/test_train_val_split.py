@@ -90,14 +90,16 @@ def test_duplicates_and_near_duplicates_stay_together(tmp_path):
     facts, train, val = split(tmp_path, rows, val_ratio=0.2, near_threshold=0)
     assert {r["output"] for r in train} & {r["output"] for r in val}
     assert facts.leakage.same_row == 0 and facts.leakage.near_duplicate == -1
-    assert "Near-duplicates were not looked for." in (tmp_path / "page.html").read_text()
+    assert "Near-duplicates were not searched." in (tmp_path / "page.html").read_text()
 
 
 def test_leakage_that_is_left_is_measured():
     content = np.arange(8, dtype=np.uint64).reshape(4, 2)
     prompt = np.array([[1, 1], [1, 1], [2, 2], [3, 3]], np.uint64)
     pairs = np.array([[0, 1], [2, 0], [1, 0]])
-    rows = groups.Rows(content, prompt, np.array([5, 6, 5, 7], np.uint64), np.array([True] * 4), pairs, pairs[:0], True)
+    rows = groups.RowKeys(
+        content, prompt, np.array([5, 6, 5, 7], np.uint64), np.array([True] * 4), pairs, pairs[:0], True
+    )
     is_val = np.array([True, False, False, False])
     assert step.leakage(rows, is_val) == step.Leakage(0, 1, 0, 1, 1)
     content[1] = content[0]
@@ -118,7 +120,7 @@ def test_large_groups_come_as_near_as_they_can(tmp_path):
     assert (facts.val_rows, {r["book"] for r in val}) in [(29, {"c", "d"}), (31, {"b"})]
     facts, _, _ = split(tmp_path, rows, group_key="book", val_ratio=0.01)
     assert facts.val_rows == 12
-    assert "sizes allow no nearer share" in (tmp_path / "page.html").read_text()
+    assert "sizes allow no closer share" in (tmp_path / "page.html").read_text()
 
 
 def test_both_sides_have_a_row_or_there_is_an_error(tmp_path):

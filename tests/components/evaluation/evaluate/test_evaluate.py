@@ -228,7 +228,7 @@ def test_the_card_writes_metrics_answers_and_examples(inputs, tmp_path):
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["metrics"]["base_loss"] == report.metadata["base_loss"]
     assert len(content["samples"]) == 2
-    assert questions.of_report(report.path) == [asked]
+    assert questions.from_report(report.path) == [asked]
     figures = [name for name in report.metadata if name in content["metrics"]]
     assert figures == sorted(figures) and "tuned_chrf" in figures and "tuned_chrf_ci_low" not in figures
     assert report.metadata["dtype"] == "float32"

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from llm_finetune.components.data.sources import hub
-from llm_finetune.components.data.sources.sources import Source
+from llm_finetune.components.data.sources.source import Source
 from llm_finetune.components.run.check_recipe.step import check_recipe, plan_of
 from llm_finetune.components.run.pin_sources import step
 from llm_finetune.components.shared.errors import UserError
@@ -21,7 +21,7 @@ def sha256(text: str) -> str:
 def folder(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text(name)
-    monkeypatch.setattr(hub, "resolved", lambda dataset, revision: (COMMIT, ""))
+    monkeypatch.setattr(hub, "resolve", lambda dataset, revision: (COMMIT, ""))
     monkeypatch.setattr(step, "commit_of", lambda model_name, revision: "")
     return tmp_path
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_found_is_left_to_its_card_and_said(folder, monkeypatch, 
     def offline(name: str, revision: str) -> None:
         raise UserError("the Hub could not be reached")
 
-    monkeypatch.setattr(hub, "resolved", offline)
+    monkeypatch.setattr(hub, "resolve", offline)
     monkeypatch.setattr(step, "commit_of", offline)
     found = pinned({"source_type": "huggingface", "hf_dataset": "org/data"}, {})
     assert (found["load_dataset"], found["load_model"]) == ({}, {})

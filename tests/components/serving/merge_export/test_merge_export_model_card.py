@@ -69,10 +69,10 @@ def test_the_model_card_of_a_base_in_a_folder(base: Path, adapter: Path, tmp_pat
     (copied / "README.md").write_text("---\nbase_model: org/original\n---\n")
     step.merge_export(*arguments)
     assert ModelCard.load(card).data.base_model == "org/original"
-    licenses = {"dataset_licence": "mit and cc-by-nc-4.0"}
+    licenses = {"dataset_license": "mit and cc-by-nc-4.0"}
     step.merge_export(*arguments, TRAINING | {"origin": TRAINING["origin"] | licenses})
     assert "**The license of the data (cc-by-nc-4.0) forbids commercial use**" in card.read_text()
-    assert "| licence | mit and cc-by-nc-4.0 |" in card.read_text() and "data (mit)" not in card.read_text()
+    assert "| license | mit and cc-by-nc-4.0 |" in card.read_text() and "data (mit)" not in card.read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cluster.world import V1, World, fixture_make, fixture_world  # noqa: F401
 
 from llm_finetune.components.serving.vllm_serve import questions, smoke
 from llm_finetune.components.serving.vllm_serve.settings import Settings
-from llm_finetune.components.shared.questions import Question, of_report
+from llm_finetune.components.shared.questions import Question, from_report
 
 ROWS = [
     Question([{"role": "user", "content": "How many singers are there?"}], "SELECT count(*) FROM singer"),
@@ -40,13 +40,13 @@ def test_a_general_question_says_that_it_is_one() -> None:
 
 def test_a_report_of_another_program_holds_no_questions(tmp_path: Path) -> None:
     report = tmp_path / "eval_report"
-    assert of_report(report) == []
+    assert from_report(report) == []
     report.write_text("[1]")
-    assert of_report(report) == []
+    assert from_report(report) == []
     report.write_text('{"metrics": {}}')
-    assert of_report(report) == []
+    assert from_report(report) == []
     report.write_text(json.dumps({"questions": [vars(row) for row in ROWS]}))
-    assert of_report(report) == ROWS
+    assert from_report(report) == ROWS
 
 
 def test_a_model_on_a_cluster_is_asked_the_rows_and_its_page_shows_them(world: World) -> None:

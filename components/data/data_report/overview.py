@@ -1,4 +1,4 @@
-"""The way of the rows through the cards: how many went on, and why the others did not."""
+"""Counts the rows after each card, and the dropped rows by reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,34 +12,34 @@ Metadata = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one card made of the rows.
+class CardRows:
+    """Rows after a card.
 
     Attributes:
-        card: Its name.
-        rows: Rows that went on.
-        lost: Rows that did not, by reason.
+        name: Name of the card.
+        rows: Rows that the card passed on.
+        lost: Dropped rows by reason.
     """
 
-    card: str
+    name: str
     rows: int
     lost: dict[str, int]
 
 
-def steps(paths: Mapping[str, str | Path], metadata: Mapping[str, Metadata]) -> list[Step]:
-    """Follows the rows from card to card.
+def card_rows(paths: Mapping[str, str | Path], metadata: Mapping[str, Metadata]) -> list[CardRows]:
+    """Returns the rows after each card.
 
-    The rows are counted on disk; the reasons are what the cards have written into the artifacts' metadata.
+    Rows are counted on disk; reasons are read from the artifacts' metadata.
 
     Args:
-        paths: Folder of each dataset by the artifact's name.
-        metadata: Its metadata.
+        paths: Folder of each dataset by artifact name.
+        metadata: Metadata of each dataset by artifact name.
 
     Returns:
-        The cards in order. Training and validation rows are counted together.
+        The cards in order, with training and validation rows added up.
 
     Raises:
-        UserError: If a card has read other rows than the one before has written.
+        UserError: If a card read a different number of rows than the card before wrote.
     """
     rows = {name: tables.count_rows(path) for name, path in paths.items()}
     _check_chain(rows, metadata)
@@ -50,23 +50,23 @@ def steps(paths: Mapping[str, str | Path], metadata: Mapping[str, Metadata]) -> 
     too_long = _sum(tokens, "dropped_overlength")
     prompt_only = _sum(tokens, "dropped_prompt_only")
     return [
-        Step("Load Dataset", raw, {}),
-        Step("Filter & Clean", clean, _explained(metadata["clean_dataset"].get("dropped", {}), raw - clean)),
-        Step("Train/Val Split", sum(splits), _explained({}, clean - sum(splits))),
-        Step("Format for SFT", formatted, _explained(_skipped(metadata), sum(splits) - formatted)),
-        Step(
+        CardRows("Load Dataset", raw, {}),
+        CardRows("Filter & Clean", clean, _by_reason(metadata["clean_dataset"].get("dropped", {}), raw - clean)),
+        CardRows("Train/Val Split", sum(splits), _by_reason({}, clean - sum(splits))),
+        CardRows("Format for SFT", formatted, _by_reason(_skipped(metadata), sum(splits) - formatted)),
+        CardRows(
             "Tokenize",
             formatted - too_long - prompt_only,
-            _explained({"too_long_in_tokens": too_long, "too_long_already_in_the_prompt": prompt_only}, 0),
+            _by_reason({"too_long_in_tokens": too_long, "too_long_already_in_the_prompt": prompt_only}, 0),
         ),
     ]
 
 
 def split_table(metadata: Mapping[str, Metadata], rows: Mapping[str, int]) -> list[list[Any]]:
-    """Returns, for both splits: rows, documents, token rows, tokens, trained tokens and their share, documents cut.
+    """Returns for both splits: rows, documents, token rows, tokens, trained tokens, their share, truncated documents.
 
     Args:
-        metadata: Metadata of each dataset by the artifact's name.
+        metadata: Metadata of each dataset by artifact name.
         rows: Rows of `train_dataset` and `val_dataset`.
     """
     table = []
@@ -89,17 +89,17 @@ def split_table(metadata: Mapping[str, Metadata], rows: Mapping[str, int]) -> li
 
 
 def leakage_table(metadata: Mapping[str, Metadata]) -> list[list[Any]]:
-    """Returns what the split has measured of the validation rows that training knows too, for people."""
+    """Returns the leakage that Train/Val Split measured, formatted for a page."""
     measured = metadata["val_dataset"].get("leakage") or {}
     return [
-        [name.replace("_", " "), "not looked for" if count < 0 else f"{int(count):,}"]
+        [name.replace("_", " "), "not searched" if count < 0 else f"{int(count):,}"]
         for name, count in measured.items()
         if isinstance(count, int | float)
     ]
 
 
 def _check_chain(rows: Mapping[str, int], metadata: Mapping[str, Metadata]) -> None:
-    """Refuses datasets of which one was made from other rows than the one before it holds."""
+    """Raises if a dataset was made from a different number of rows than the dataset before it has."""
     links = [("raw_dataset", "clean_dataset", "rows_in")]
     for split in ("train", "val"):
         links += [
@@ -111,8 +111,8 @@ def _check_chain(rows: Mapping[str, int], metadata: Mapping[str, Metadata]) -> N
         read = metadata[after].get(name)
         if read is not None and int(read) != rows[before]:
             raise UserError(
-                f"{after} was made from {int(read):,} rows, and {before} has {rows[before]:,}: rows were lost between "
-                "the two, or they are not of one run. Give the report the datasets of one run"
+                f"{after} was made from {int(read):,} rows, but {before} has {rows[before]:,}: rows were lost between "
+                "the two, or they are from different runs. Use the datasets of one run"
             )
 
 
@@ -121,11 +121,11 @@ def _skipped(metadata: Mapping[str, Metadata]) -> dict[str, int]:
     return {reason: _sum(both, reason) for reason in dict.fromkeys([*both[0], *both[1]])}
 
 
-def _explained(reasons: Mapping[str, Any], lost: int) -> dict[str, int]:
-    """Returns the reasons in words, and what no reason is known for."""
-    known = {reason.replace("_", " "): int(count) for reason, count in reasons.items() if count}
-    unknown = lost - sum(known.values())
-    return known | ({"no reason on record": unknown} if unknown > 0 else {})
+def _by_reason(reasons: Mapping[str, Any], lost: int) -> dict[str, int]:
+    """Returns the dropped rows by reason in words, and the rows without a recorded reason."""
+    explained = {reason.replace("_", " "): int(count) for reason, count in reasons.items() if count}
+    unexplained = lost - sum(explained.values())
+    return explained | ({"no recorded reason": unexplained} if unexplained > 0 else {})
 
 
 def _sum(facts: list[Metadata], name: str) -> int:

@@ -1,4 +1,4 @@
-"""Keep a row, or drop it with a reason."""
+"""Decides for each row whether to keep it, or drop it with a reason."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,17 @@ import pyarrow.compute as pc
 from llm_finetune.components.data.filter_clean.contamination import EvaluationSets
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.rows.duplicates import NearDuplicates, SeenHashes, Sketch, hashes, normalised
-from llm_finetune.components.shared.rows.language import check_codes, languages
+from llm_finetune.components.shared.rows.duplicates import (
+    NearDuplicates,
+    SeenHashes,
+    Sketch,
+    hash_texts,
+    normalize_text,
+)
+from llm_finetune.components.shared.rows.language import check_language_codes, detect_languages
 from llm_finetune.components.shared.rows.text import Texts
 
-# The first reason that holds is the one that is counted: the cheapest to find first.
+# The first reason that applies is counted; the cheapest checks come first.
 REASONS = (
     "missing_output",
     "bad_conversation",
@@ -24,19 +30,19 @@ REASONS = (
     "contaminated",
     "near_duplicate",
 )
-# An index entry takes about 2 KB and a millisecond per row.
-NEAR_ROWS = 1_000_000
+# The index takes about 2 KB and a millisecond per row.
+MAX_NEAR_ROWS = 1_000_000
 SHOWN_PAIRS = 5
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A row that was dropped and the one that it is nearly the same as.
+class NearPair:
+    """A dropped near-duplicate and the row that was kept.
 
     Attributes:
-        kept: Normalised text of the row that stays.
-        dropped: That of the other.
-        similarity: Share of common text.
+        kept: Normalized text of the kept row.
+        dropped: Normalized text of the dropped row.
+        similarity: Jaccard similarity of the two.
     """
 
     kept: str
@@ -44,35 +50,35 @@ class Pair:
     similarity: float
 
 
-class Judge:
-    """Decides row by row, in order; of duplicates the first stays."""
+class RowFilter:
+    """Filters rows in order; the first of several duplicates is kept."""
 
     def __init__(self, settings: Settings) -> None:
-        """Takes the limits, and reads the evaluation sets.
+        """Stores the settings and reads the evaluation sets.
 
         Args:
             settings: The card's settings.
 
         Raises:
-            UserError: If a language is unknown or an evaluation set can't be read.
+            UserError: If a language is unknown or an evaluation set cannot be read.
         """
         self.settings = settings
         self.languages = settings.language_codes
         if self.languages:
-            check_codes(self.languages)
+            check_language_codes(self.languages)
         self.evaluations = EvaluationSets(settings.eval_sets, settings.eval_words) if settings.eval_sets else None
         self.seen = SeenHashes() if settings.dedup != "none" else None
         self.near = NearDuplicates(settings.near_threshold) if settings.dedup == "near" else None
         self.near_rows = 0
-        self.pairs: list[Pair] = []
+        self.pairs: list[NearPair] = []
 
-    def reasons(self, texts: Texts, lengths: np.ndarray, bad_conversation: np.ndarray | None) -> np.ndarray:
-        """Returns for each row -1 to keep it or the number of its reason in `REASONS`.
+    def drop_reasons(self, texts: Texts, lengths: np.ndarray, bad_conversation: np.ndarray | None) -> np.ndarray:
+        """Returns for each row -1 to keep it, or the index of the reason in `REASONS`.
 
         Args:
-            texts: The batch's text.
-            lengths: Its characters per row.
-            bad_conversation: True where a chat template can't render the row; None for rows that are no conversations.
+            texts: Text of the batch.
+            lengths: Number of characters of each row.
+            bad_conversation: True for conversations that a chat template cannot render; None for other layouts.
         """
         reason = np.full(len(lengths), -1, np.int8)
         if self.settings.max_chars:
@@ -84,41 +90,41 @@ class Judge:
             missing = pc.equal(texts.output, "").to_numpy(zero_copy_only=False)
             reason[missing] = REASONS.index("missing_output")
         if self.seen is not None:
-            kept, whole = _kept(reason, texts.whole())
-            reason[kept[self.seen.add(hashes(normalised(whole)))]] = REASONS.index("duplicate")
+            kept, whole = _kept(reason, texts.full_text())
+            reason[kept[self.seen.add(hash_texts(normalize_text(whole)))]] = REASONS.index("duplicate")
         if self.languages:
-            kept, own = _kept(reason, texts.own())
-            foreign = [language not in (*self.languages, "und") for language in languages(own)]
+            kept, own = _kept(reason, texts.distinctive_text())
+            foreign = [language not in (*self.languages, "und") for language in detect_languages(own)]
             reason[kept[np.array(foreign, bool)]] = REASONS.index("language")
         if self.evaluations is not None:
-            kept, whole = _kept(reason, texts.whole())
-            reason[kept[self.evaluations.found_in(whole)]] = REASONS.index("contaminated")
+            kept, whole = _kept(reason, texts.full_text())
+            reason[kept[self.evaluations.overlaps(whole)]] = REASONS.index("contaminated")
         if self.near is not None:
             self._drop_near(self.near, texts, reason)
         return reason
 
     def _drop_near(self, near: NearDuplicates, texts: Texts, reason: np.ndarray) -> None:
-        kept, own = _kept(reason, texts.own())
-        for row, sketch in zip(kept, near.signatures(normalised(own)), strict=True):
-            alike = near.similar(sketch, near.threshold)
-            if alike:
+        kept, own = _kept(reason, texts.distinctive_text())
+        for row, sketch in zip(kept, near.sketches(normalize_text(own)), strict=True):
+            similar = near.similar(sketch, near.threshold)
+            if similar:
                 reason[row] = REASONS.index("near_duplicate")
-                self._remember(near, sketch, *max(alike, key=lambda found: found[1]))
+                self._add_pair(near, sketch, *max(similar, key=lambda found: found[1]))
                 continue
             self.near_rows += 1
-            if self.near_rows > NEAR_ROWS:
+            if self.near_rows > MAX_NEAR_ROWS:
                 raise UserError(
-                    f"dedup = 'near' compares up to {NEAR_ROWS:,} rows; more would not fit into memory. "
+                    f"dedup = 'near' supports up to {MAX_NEAR_ROWS:,} rows because of its memory use. "
                     "Use dedup = 'exact', or fewer rows"
                 )
             near.insert(self.near_rows, sketch)
 
-    def _remember(self, near: NearDuplicates, sketch: Sketch, row: int, similarity: float) -> None:
+    def _add_pair(self, near: NearDuplicates, sketch: Sketch, row: int, similarity: float) -> None:
         if len(self.pairs) < SHOWN_PAIRS:
-            self.pairs.append(Pair(near.text(row), sketch.text.decode(), similarity))
+            self.pairs.append(NearPair(near.text(row), sketch.text.decode(), similarity))
 
 
 def _kept(reason: np.ndarray, column: pa.StringArray) -> tuple[np.ndarray, pa.StringArray]:
-    """Returns the places of the rows that are still kept, and their texts."""
+    """Returns the indices and texts of the rows that are not dropped yet."""
     kept = np.flatnonzero(reason < 0)
     return kept, column if len(kept) == len(column) else column.take(pa.array(kept))

@@ -1,4 +1,4 @@
-"""Cleans and judges one batch of rows after the other, and counts."""
+"""Cleans and filters rows batch by batch, and counts them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,35 +8,33 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from llm_finetune.components.data.filter_clean.judge import REASONS, Judge
-from llm_finetune.components.data.filter_clean.repair import repaired, repaired_messages
+from llm_finetune.components.data.filter_clean.repair import repair_column, repair_messages
+from llm_finetune.components.data.filter_clean.row_filter import REASONS, RowFilter
 from llm_finetune.components.data.filter_clean.settings import Settings
 from llm_finetune.components.shared.rows.columns import is_text
 from llm_finetune.components.shared.rows.conversations import TOOLS, as_messages, bad_conversations
-from llm_finetune.components.shared.rows.layouts import Mixture
+from llm_finetune.components.shared.rows.layouts import MixedLayoutCheck
 from llm_finetune.components.shared.rows.pii import PersonalData
-from llm_finetune.components.shared.rows.text import Texts, texts
-
-LONGEST_COUNTED = 1 << 16
+from llm_finetune.components.shared.rows.text import MAX_COUNTED_LENGTH, Texts, count_lengths, row_texts
 
 
-class Tally:
-    """What is counted on the way."""
+class Counts:
+    """Counts of rows, personal data and lengths."""
 
     def __init__(self) -> None:
-        """Begins at zero."""
+        """Starts all counts at zero."""
         self.rows_in = 0
         self.dropped: Counter[str] = Counter()
         self.personal_data: Counter[str] = Counter()
-        self.lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)
+        self.lengths = np.zeros(MAX_COUNTED_LENGTH + 1, np.int64)
 
 
-class Cleaned(NamedTuple):
-    """A batch with clean text.
+class CleanBatch(NamedTuple):
+    """A batch with cleaned text.
 
     Attributes:
-        rows: Its rows, before anything is redacted.
-        text: The text that they are judged by.
+        rows: The rows, before redaction.
+        text: Their text, for filtering.
     """
 
     rows: pa.RecordBatch
@@ -44,29 +42,29 @@ class Cleaned(NamedTuple):
 
 
 class Cleaner:
-    """Cleans batches: conversations become messages, other text is trimmed and made strings; all is repaired."""
+    """Cleans batches: converts conversations to messages and other values to trimmed strings, and repairs text."""
 
     def __init__(self, settings: Settings) -> None:
-        """Takes the settings.
+        """Stores the settings.
 
         Args:
-            settings: The settings, with the columns of the data's layout.
+            settings: Settings with the columns of the data's layout.
         """
         self.settings = settings
         self.repaired = 0
         self.converted: Counter[str] = Counter()
 
-    def cleaned(self, batch: pa.RecordBatch) -> Cleaned:
-        """Returns the rows with clean text in the columns that hold it, and that text.
+    def clean(self, batch: pa.RecordBatch) -> CleanBatch:
+        """Cleans the text columns of a batch.
 
         Args:
             batch: Rows of any layout.
         """
         if self.settings.chat_key:
-            return self._cleaned_conversations(batch)
+            return self._clean_conversations(batch)
         for key in self.settings.keys:
-            batch = self._replaced(batch, key, repaired)
-        text = texts(batch, self.settings)
+            batch = self._repair(batch, key, repair_column)
+        text = row_texts(batch, self.settings)
         keys = (self.settings.instruction_key, self.settings.input_key, self.settings.output_key)
         for key, values in zip(keys, (text.instruction, text.input, text.output), strict=True):
             if key:
@@ -74,16 +72,16 @@ class Cleaner:
                 if not is_text(old.type) and len(old) > old.null_count:
                     self.converted[key] += len(old) - old.null_count
                 batch = batch.set_column(batch.schema.get_field_index(key), key, values)
-        return Cleaned(batch, text)
+        return CleanBatch(batch, text)
 
-    def _cleaned_conversations(self, batch: pa.RecordBatch) -> Cleaned:
+    def _clean_conversations(self, batch: pa.RecordBatch) -> CleanBatch:
         key = self.settings.chat_key
         messages = as_messages(batch.column(key), TOOLS in batch.schema.names)
         batch = batch.set_column(batch.schema.get_field_index(key), key, messages)
-        batch = self._replaced(batch, key, repaired_messages)
-        return Cleaned(batch, texts(batch, self.settings))
+        batch = self._repair(batch, key, repair_messages)
+        return CleanBatch(batch, row_texts(batch, self.settings))
 
-    def _replaced(
+    def _repair(
         self, batch: pa.RecordBatch, key: str, repair: Callable[[pa.Array, str], tuple[pa.Array, int]]
     ) -> pa.RecordBatch:
         if self.settings.repair == "off":
@@ -94,53 +92,55 @@ class Cleaner:
 
 
 @dataclass(frozen=True)
-class Worker:
-    """Cleans and judges batches, in order.
+class BatchFilter:
+    """Cleans and filters batches, in order.
 
     Attributes:
-        cleaner: Cleans their text.
-        personal: What looks for personal data; None with pii = off.
-        judge: Decides on each row.
-        mixture: Refuses rows of another layout.
-        tally: What is counted on the way.
+        cleaner: Cleans the text.
+        personal: Finds personal data; None with pii = off.
+        row_filter: Decides which rows to keep.
+        layout_check: Refuses rows of another layout.
+        counts: Counts of all batches so far.
     """
 
     cleaner: Cleaner
     personal: PersonalData | None
-    judge: Judge
-    mixture: Mixture
-    tally: Tally
+    row_filter: RowFilter
+    layout_check: MixedLayoutCheck
+    counts: Counts
 
-    def sort(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
-        """Judges a batch.
+    def split(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+        """Filters a batch.
 
         Args:
             batch: The next rows.
 
         Returns:
-            The rows to keep, and the others with their reasons; None if there are none.
+            The rows to keep, and the dropped rows with their reasons; None if no row is dropped.
         """
-        self.mixture.check(batch)
-        rows, text = self.cleaner.cleaned(batch)
+        self.layout_check.check(batch)
+        rows, text = self.cleaner.clean(batch)
         lengths = text.lengths().to_numpy(zero_copy_only=False)
         bad = bad_conversations(rows.column(self.cleaner.settings.chat_key)) if self.cleaner.settings.chat_key else None
-        reason = self.judge.reasons(text, lengths, bad)
+        reason = self.row_filter.drop_reasons(text, lengths, bad)
         good = reason < 0
-        self.tally.rows_in += rows.num_rows
-        self.tally.lengths += np.bincount(np.minimum(lengths[good], LONGEST_COUNTED), minlength=LONGEST_COUNTED + 1)
+        self.counts.rows_in += rows.num_rows
+        self.counts.lengths += count_lengths(lengths[good])
         if self.personal:
             for column in (text.instruction, text.input, text.output):
-                self.tally.personal_data += self.personal.count(column if good.all() else column.filter(pa.array(good)))
+                self.counts.personal_data += self.personal.count(
+                    column if good.all() else column.filter(pa.array(good))
+                )
         if self.personal and self.cleaner.settings.pii == "redact":
-            rows = self.personal.redacted_batch(rows)
+            rows = self.personal.redact_batch(rows)
         if good.all():
             return rows, None
         names = pa.array(REASONS).take(pa.array(reason[~good]))
-        self.tally.dropped.update(names.to_pylist())
+        self.counts.dropped.update(names.to_pylist())
         return rows.filter(pa.array(good)), with_reason(rows.filter(pa.array(~good)), names)
 
 
 def with_reason(batch: pa.RecordBatch, reasons: pa.StringArray) -> pa.RecordBatch:
-    """Appends a column `reason`; one of the data that has this name already is kept as `source_reason`."""
+    """Appends a column `reason`; an existing column of that name is renamed to `source_reason`."""
     names = ["source_reason" if name == "reason" else name for name in batch.schema.names]
     return pa.RecordBatch.from_arrays([*batch.columns, reasons], names=[*names, "reason"])

@@ -1,4 +1,4 @@
-"""The rows of a split that the served model is asked first."""
+"""Selects rows of a split as sample questions for the deployed model."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,15 +10,15 @@ SHORT, SHORT_ANSWER = 600, 120
 LONGEST = 16_000
 
 
-def chosen(requests: Iterable[Messages], answers: Sequence[str]) -> list[Question]:
-    """Takes the first two rows that are short, or the shortest: an answer must not take long, nor the model's context.
+def select_questions(requests: Iterable[Messages], answers: Sequence[str]) -> list[Question]:
+    """Selects the first two short rows, or the shortest, so that requests are fast and fit the model's context.
 
     Args:
-        requests: A request per row; an empty one for a row that no plain chat request can ask.
-        answers: The rows' answers.
+        requests: A request per row; empty for rows that cannot be sent as a plain chat request.
+        answers: Answer of each row.
 
     Returns:
-        At most two, none of them longer than 16,000 bytes and no two the same.
+        At most two different questions of at most 16,000 bytes.
     """
     usable: list[Question] = []
     for messages, answer in zip(requests, answers, strict=True):
