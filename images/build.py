@@ -16,7 +16,7 @@ from images import builders, lock, pin, pip_settings
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError, nearest
 from llm_finetune.components.shared.files import write_text
-from llm_finetune.components.shared.images import DEFAULT_REGISTRY, PUSHED
+from llm_finetune.components.shared.images import DEFAULT_REGISTRY, PUSHED_IMAGES
 
 ROOT = lock.ROOT
 FAMILIES = ("control", "data", "train")
@@ -90,7 +90,7 @@ def _written(text: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def push(builder: builders.Builder, references: dict[str, str], file: Path = PUSHED) -> dict[str, str]:
+def push(builder: builders.Builder, references: dict[str, str], file: Path = PUSHED_IMAGES) -> dict[str, str]:
     """Pushes images and writes their digests for the compiler.
 
     Args:
@@ -155,7 +155,7 @@ def main(
         if push_them:
             for reference in push(tool, references).values():
                 print(reference)
-            print(f"`make compile` refers to these digests now ({PUSHED.relative_to(ROOT)})")
+            print(f"`make compile` refers to these digests now ({PUSHED_IMAGES.relative_to(ROOT)})")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from llm_finetune.components.run.check_recipe.cluster import NAME
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.settings import checked
+from llm_finetune.components.shared.settings import validate
 
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 CORES = r"^(\d+|\d+m|\d+\.\d+)$"
@@ -113,7 +113,7 @@ class ClusterOptions(BaseModel):
 
     def size(self, kind: Kind) -> Size:
         """Returns what a kind of card asks for."""
-        return checked(Size, {**SIZES[kind].model_dump(), **self.sizes.get(kind, {})}, f"sizes.{kind}")
+        return validate(Size, {**SIZES[kind].model_dump(), **self.sizes.get(kind, {})}, f"sizes.{kind}")
 
 
 def read_options(file: Path | None, assignments: Iterable[str]) -> ClusterOptions:
@@ -145,7 +145,7 @@ def read_options(file: Path | None, assignments: Iterable[str]) -> ClusterOption
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--option {assignment!r}: {' '.join(str(error).split())}") from error
-    options = checked(ClusterOptions, values, "option")
+    options = validate(ClusterOptions, values, "option")
     for kind in options.sizes:
         options.size(kind)
     return options

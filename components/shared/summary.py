@@ -1,20 +1,19 @@
-"""Model summaries: Markdown that the dashboard renders."""
+"""Markdown summaries that the dashboard shows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_finetune.components.shared.files import write_text
 
 
-def write_summary(path: str | Path, title: str, facts: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-    """Writes a table of facts with notes below it.
+def write_summary(path: str | Path, title: str, facts: Mapping[str, object], notes: Sequence[str] = ()) -> None:
+    """Writes a table of facts and a list of notes.
 
     Args:
-        path: The Markdown file.
+        path: Markdown file to write.
         title: Heading.
-        facts: Values by name, in order.
-        notes: Sentences that say what the facts rest on or what to beware of; shown as a list.
+        facts: Values by name, in the order of the rows.
+        notes: Sentences about the sources and limits of the facts.
     """
     rows = [f"| {cell(name)} | {cell(value)} |" for name, value in facts.items()]
     text = [f"# {title}", "", "| | |", "|:--|:--|", *rows]
@@ -23,8 +22,8 @@ def write_summary(path: str | Path, title: str, facts: Mapping[str, Any], notes:
     write_text(path, "\n".join(text) + "\n")
 
 
-def cell(value: Any) -> str:
-    """Returns a value as the text of a Markdown table's cell, so that nothing in it is taken for markup."""
+def cell(value: object) -> str:
+    """Returns a value as a cell of a Markdown table, with all markup escaped."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -37,6 +36,6 @@ def cell(value: Any) -> str:
     return text
 
 
-def gigabytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Returns a number of bytes as `269 MB` or `16.1 GB`."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

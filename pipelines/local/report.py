@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_finetune.components.shared.pages import cut
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.local.pages import show_index
 from llm_finetune.pipelines.local.runner import LocalRun
 from llm_finetune.pipelines.local.state import RunState
@@ -97,7 +97,8 @@ def _answers(samples: list[dict[str, Any]]) -> Table:
 
 def _times(run: LocalRun) -> Table:
     table = Table(
-        title=f"{clock(run.seconds)} in all, at most {run.peak_memory_gib:.1f} GiB of memory", title_justify="left"
+        title=f"{format_duration(run.seconds)} in all, at most {run.peak_memory_gib:.1f} GiB of memory",
+        title_justify="left",
     )
     table.add_column("card")
     table.add_column("time", justify="right")

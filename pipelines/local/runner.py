@@ -18,7 +18,7 @@ from rich.console import Console
 
 from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index, write_pages
 from llm_finetune.pipelines.local.state import RunState
 from llm_finetune.pipelines.run_view.display import Display
@@ -108,7 +108,7 @@ def run_pipeline(
             else:
                 worker.wait()
     except KeyboardInterrupt:
-        finish_pages(console, state, Outcome("stopped", facts={"time": clock(time.monotonic() - started)}))
+        finish_pages(console, state, Outcome("stopped", facts={"time": format_duration(time.monotonic() - started)}))
         show_index(console, state)
         raise
     succeeded = worker.returncode == 0 and state.failed is None

@@ -16,7 +16,7 @@ from llm_finetune.components.serving.vllm_serve.settings import Settings
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.files import content_hash
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.compile import compile_pipeline
 from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index
 from llm_finetune.pipelines.local.report import closed_gate, show_pages, show_results
@@ -171,7 +171,7 @@ def _code_fingerprint() -> str:
 
 def _finish(console: Console, run: LocalRun, keep: bool) -> int:
     state = run.state
-    facts = {"time": clock(run.seconds), "most memory": f"{run.peak_memory_gib:.1f} GiB"}
+    facts = {"time": format_duration(run.seconds), "most memory": f"{run.peak_memory_gib:.1f} GiB"}
     if not run.succeeded:
         failed = state.failed
         log = failed.log if failed else state.runner_log

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.shared.card_logs import told_error
-from llm_finetune.components.shared.progress import parse
+from llm_finetune.components.shared.card_logs import last_error
+from llm_finetune.components.shared.progress import parse_progress
 from llm_finetune.pipelines.local.events import read_event
 from llm_finetune.pipelines.run_view.cards import CardRun, Event, read_cards
 
@@ -51,7 +51,7 @@ class RunState:
         log = self.running.log if self.running else self.runner_log
         with log.open("a", encoding="utf-8") as stream:
             stream.write(line.removeprefix("    ") if self.running else line)
-        if self.running and (progress := parse(line)):
+        if self.running and (progress := parse_progress(line)):
             self.running.progress = progress
         return None
 
@@ -94,4 +94,4 @@ class RunState:
 
 def error_of(log: Path) -> str:
     """Returns the error that a card's log file ends with."""
-    return told_error(log.read_text(encoding="utf-8") if log.exists() else "")
+    return last_error(log.read_text(encoding="utf-8") if log.exists() else "")

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.run_view.cards import CardRun, Event
 
 MARKS = {
@@ -70,7 +70,7 @@ class Display:
 
     def _line(self, card: CardRun) -> Text:
         mark, style = MARKS[card.state]
-        time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+        time = "cached" if card.state == "cached" else "" if card.state == "waiting" else format_duration(card.elapsed)
         text = Text.assemble((f"{mark} ", style), f"{card.title:<18}", (f"{time:>8}", "bold"))
         if card.state == "running" and card.progress:
             text.append(
@@ -82,7 +82,9 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for card in self.state.cards.values():
             mark, style = MARKS[card.state]
-            time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+            time = (
+                "cached" if card.state == "cached" else "" if card.state == "waiting" else format_duration(card.elapsed)
+            )
             bar: ProgressBar | str = ""
             detail = ""
             if card.state == "running" and card.progress:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llm_finetune.components.shared.card_logs import recorded, told_error
+from llm_finetune.components.shared.card_logs import last_error, read_outcome
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.run_view.cards import CardRun, Event, State, card_titles
 from llm_finetune.pipelines.run_view.display import Display
@@ -165,7 +165,7 @@ def _ended(connection: Connection, run: Any, tasks: list[Any], remote: RemoteRun
     by_name = {task.display_name: task for task in tasks}
     report = by_name.get(REPORT)
     log = end_of_log(connection, run.run_id, report) if report else ""
-    said = recorded(log, REPORT)
+    said = read_outcome(log, REPORT)
     deployed = False if said.get("gate") == "closed" else _deployed(tasks)
     if run.state == "SUCCEEDED":
         return Ended(run.state, said["reason"] if said.get("state") == "succeeded" else "", deployed)
@@ -180,7 +180,7 @@ def _ended(connection: Connection, run: Any, tasks: list[Any], remote: RemoteRun
 def _told(connection: Connection, run: Any, task: Any, remote: RemoteRun) -> str:
     """Returns that a card has failed, with its reason if one is to be had."""
     log = "" if task.error and task.error.message else end_of_log(connection, run.run_id, task)
-    reason = told_error(log) if log else str(task.error.message) if task.error else ""
+    reason = last_error(log) if log else str(task.error.message) if task.error else ""
     unknown = f" (no log to be had from {connection.host}; the card Report of the run says why)"
     return f"{remote.title(task.display_name)} failed" + (f": {reason}" if reason else unknown)
 

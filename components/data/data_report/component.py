@@ -64,11 +64,11 @@ def data_report(
     arguments = locals()
     from llm_finetune.components.data.data_report import step
     from llm_finetune.components.shared.card import card
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({name: arguments[name] for name in step.STAGES})
-        stages = {name: step.Stage(arguments[name].path, recorded(arguments[name])) for name in step.STAGES}
+        stages = {name: step.Stage(arguments[name].path, read_metadata(arguments[name])) for name in step.STAGES}
         pages = {name: arguments[name].path for name in step.PAGES}
         step.data_report(stages, pages, step.Settings.of(arguments))

@@ -77,14 +77,14 @@ def filter_clean(
     arguments = locals()
     from llm_finetune.components.data.filter_clean import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.partitions import chosen_rows
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         rows = chosen_rows("raw_dataset", raw_dataset, partition)
         facts = step.filter_clean(rows, clean_dataset.path, dropped_rows.path, preview.path, chosen)
-        origin = {name: recorded(raw_dataset).get(name, "") for name in ("source", "revision")}
+        origin = {name: read_metadata(raw_dataset).get(name, "") for name in ("source", "revision")}
         part = {"part": int(partition["part"])} if partition else {}
         produced_by = origin | part | lineage({"raw_dataset": raw_dataset})
         clean_dataset.metadata.update(facts.metadata() | produced_by)

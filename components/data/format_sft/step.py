@@ -24,7 +24,7 @@ from llm_finetune.components.shared.row_counts import check_accounted
 from llm_finetune.components.shared.rows.layouts import layout_of, recognised
 from llm_finetune.components.shared.rows.text import check_columns
 from llm_finetune.components.shared.rows.unread_fields import refuse_unread
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 CHAT = "chat"
 Form = Chat | Instruction | PlainText
@@ -153,13 +153,13 @@ def _format(dataset: str | Path, sft: str | Path, split: str, form: Form, layout
 
 def _kept_beside(columns: pa.Schema, settings: Settings) -> pa.Schema:
     """Returns the columns of the data that are kept."""
-    for name in listed(settings.keep_columns):
+    for name in split_names(settings.keep_columns):
         if name not in columns.names:
             raise UserError(
                 f"keep_columns = {name!r}: the rows have no such column{nearest(name, columns.names)} "
                 f"(columns: {', '.join(columns.names)})"
             )
-    return pa.schema([columns.field(name) for name in listed(settings.keep_columns)])
+    return pa.schema([columns.field(name) for name in split_names(settings.keep_columns)])
 
 
 def _write_format(folder: Path, form: Form, settings: Settings) -> str:

@@ -27,14 +27,14 @@ def gather_shards(
     from llm_finetune.components.data.gather_shards import step
     from llm_finetune.components.shared import row_counts
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
 
     with card(package_version):
-        planned, arrived = step.numbers(partitions), step.numbers([recorded(shard) for shard in shards])
+        planned, arrived = step.numbers(partitions), step.numbers([read_metadata(shard) for shard in shards])
         order = row_counts.planned_order("partition", planned, arrived)
         inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
         row_counts.check_whole(inputs)
-        metadata = [recorded(shard) for shard in inputs.values()]
+        metadata = [read_metadata(shard) for shard in inputs.values()]
         facts = step.gather_shards([shard.path for shard in inputs.values()], dataset.path, step.numbered(metadata))
         produced = step.combined(metadata) | facts | lineage(inputs)
         produced.pop("part", None)

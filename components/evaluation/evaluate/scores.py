@@ -10,7 +10,7 @@ import numpy as np
 from llm_finetune.components.evaluation.evaluate.generation import Answer
 from llm_finetune.components.evaluation.evaluate.intervals import Ratio
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 Scored = dict[str, float]
 REPEATED_WORDS = 4
@@ -30,7 +30,7 @@ class Scorer:
         self._json = settings.answer_format == "json" or (
             settings.answer_format == "auto" and all(json_object(reference) is not None for reference in references)
         )
-        self._texts = {name: TEXT_SCORERS[name]() for name in listed(settings.text_scores)}
+        self._texts = {name: TEXT_SCORERS[name]() for name in split_names(settings.text_scores)}
 
     def score(self, reference: str, answer: Answer) -> Scored:
         """Scores one answer.

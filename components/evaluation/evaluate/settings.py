@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
-from llm_finetune.components.shared.settings import CardSettings, listed
+from llm_finetune.components.shared.settings import CardSettings, split_names
 
 TEXT_SCORES = ("rouge_l", "chrf")
 
@@ -92,7 +92,7 @@ class Settings(CardSettings):
     @field_validator("text_scores")
     @classmethod
     def _known_scores(cls, value: str) -> str:
-        for name in listed(value):
+        for name in split_names(value):
             if name not in TEXT_SCORES:
                 raise ValueError(f"{name!r} is no score{nearest(name, TEXT_SCORES)} ({', '.join(TEXT_SCORES)})")
         return value

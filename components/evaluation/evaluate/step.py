@@ -16,7 +16,7 @@ from llm_finetune.components.evaluation.metrics import dashboard_rows
 from llm_finetune.components.shared import questions
 from llm_finetune.components.shared.modeling.causal_lm import evaluating
 from llm_finetune.components.shared.questions import Question
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def evaluate(
     tasks = harness.load_tasks(settings.tasks, settings) if settings.tasks else {}
     servers = candidates.servers(settings)
     chosen = rows.choose(val_tokens, settings.max_samples, settings.seed)
-    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in listed(settings.slice_by)}
+    slices = split_names(settings.slice_by)
+    columns = {column: rows.texts(val_sft, column, _named(val_tokens, chosen)) for column in slices}
     models = describe(model_config, ft_result, load_in_4bit)
     asked = _prompts(val_tokens, val_sft, chosen[: settings.generate_samples], models.tokenizer, findings)
     training = Path(train_tokens) if train_tokens else None

@@ -32,11 +32,11 @@ def quality_gate(
     arguments = locals()
     from llm_finetune.components.evaluation.quality_gate import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.card_logs import record
+    from llm_finetune.components.shared.card_logs import record_outcome
 
     with card(package_version):
         opened, reason = step.quality_gate(eval_report.path, gate_report.path, step.Settings.of(arguments))
         gate_report.metadata.update(lineage({"eval_report": eval_report}) | {"open": opened, "reason": reason})
         print(f"gate {'open' if opened else 'closed'}: {reason}")
-        record("quality_gate", open=opened, reason=reason)
+        record_outcome("quality_gate", open=opened, reason=reason)
     return opened

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
-from llm_finetune.components.shared.settings import CardSettings, listed
+from llm_finetune.components.shared.settings import CardSettings, split_names
 
 INITS = ("default", "gaussian", "orthogonal", "olora", "pissa")
 # Initial values that an adapter's file alone cannot bring back, or that need what this card does not have.
@@ -56,7 +56,7 @@ class Settings(CardSettings):
     @field_validator("target_modules")
     @classmethod
     def _some_target(cls, value: str) -> str:
-        if not listed(value):
+        if not split_names(value):
             raise ValueError("names no module; give names separated by commas, or all-linear")
         return value
 
@@ -77,9 +77,9 @@ class Settings(CardSettings):
     @property
     def targets(self) -> list[str]:
         """The target modules by name."""
-        return listed(self.target_modules)
+        return split_names(self.target_modules)
 
     @property
     def saved(self) -> list[str]:
         """The modules to train in full."""
-        return listed(self.modules_to_save)
+        return split_names(self.modules_to_save)

@@ -11,7 +11,7 @@ from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
 from llm_finetune.components.model.apply_lora.targets import check_saved, check_targets, linear_names
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.files import atomic_folder, content_hash
 from llm_finetune.components.shared.modeling.adapters import unserved
 from llm_finetune.components.shared.modeling.architecture import (
     adapter_of,
@@ -102,7 +102,7 @@ def apply_lora(
     adapter, total = adapter_of(model, _peft_config(plain, targets))
     plan = _plan(shape, adapter, settings, model.config, load_in_4bit)
     memory = estimate(shape, adapter, plan)
-    with whole_folder(lora_config) as folder:
+    with atomic_folder(lora_config) as folder:
         _write_adapter(folder, _peft_config(settings, targets))
     facts = LoraFacts(
         lora_rank=settings.r,

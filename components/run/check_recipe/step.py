@@ -16,7 +16,7 @@ from llm_finetune.components.run.check_recipe.wiring import (
     settings_of,
 )
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import FieldSettings, checked, listed, with_new_names
+from llm_finetune.components.shared.settings import FieldSettings, replace_old_names, split_names, validate
 from llm_finetune.components.shared.urls import all_without_secrets
 
 NOT_OF_THE_MODEL = ("vllm_serve", "cluster")
@@ -47,7 +47,7 @@ def check_recipe(
         if not isinstance(content, Mapping):
             raise UserError(f"recipe.{name} = {content!r}: a section is a mapping of settings to values")
     sections = {
-        card: with_new_names(settings, recipe.get(card, {}), f"recipe.{card}") for card, settings in SETTINGS.items()
+        card: replace_old_names(settings, recipe.get(card, {}), f"recipe.{card}") for card, settings in SETTINGS.items()
     }
     for card, section in sections.items():
         _refuse_parameters(card, section)
@@ -55,7 +55,7 @@ def check_recipe(
         sections["vllm_serve"].setdefault("node_selector", node_selector)
     if checkpoint_root:
         sections["finetune_lora"].setdefault("checkpoint_root", checkpoint_root)
-    fields = checked(FieldSettings, recipe.get("fields", {}), "recipe.fields").model_dump()
+    fields = validate(FieldSettings, recipe.get("fields", {}), "recipe.fields").model_dump()
     for card in FIELD_CARDS:
         _share(sections[card], card, fields if "fields" in recipe else {})
     for (card, setting), others in SHARED_SETTINGS.items():
@@ -65,7 +65,7 @@ def check_recipe(
     chosen = {}
     for card, section in sections.items():
         values = {**settings_of(card, parameters), **section}
-        chosen[card] = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
+        chosen[card] = validate(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
     _check_gate(chosen["quality_gate"]["rules"], chosen["evaluate"]["tasks"])
     return {card: {name: chosen[card][name] for name in section} for card, section in sections.items()}
 
@@ -82,7 +82,7 @@ def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
     Raises:
         UserError: If a setting is unknown or impossible.
     """
-    return checked(ClusterSettings, recipe.get("cluster", {}), "recipe.cluster")
+    return validate(ClusterSettings, recipe.get("cluster", {}), "recipe.cluster")
 
 
 def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
     """Lets Format for SFT keep the columns that Evaluate slices by."""
     own, slices = sections["format_sft"].get("keep_columns", ""), sections["evaluate"].get("slice_by", "")
     if isinstance(own, str) and isinstance(slices, str):  # else their cards' settings refuse them
-        wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN)]
+        wanted = [*split_names(own), *(name for name in split_names(slices) if name not in WRITTEN)]
         if wanted:
             sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(wanted))
 
@@ -132,7 +132,7 @@ def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
 def _check_gate(rules: str, tasks: str) -> None:
     """Refuses rules about tasks where none will be run: the gate would stay closed after the whole training."""
     of_tasks = [rule.text for rule in parse_rules(rules) if rule.figure.startswith("task.")]
-    if of_tasks and not listed(tasks):
+    if of_tasks and not split_names(tasks):
         raise UserError(
             f"gate_rules has {of_tasks[0]!r}, but no task is evaluated: name it in recipe.evaluate.tasks, or leave the "
             "rule out"

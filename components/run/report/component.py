@@ -22,10 +22,10 @@ def report(
     """
     from llm_finetune.components.run.report import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.card_logs import record
+    from llm_finetune.components.shared.card_logs import record_outcome
 
     with card(package_version):
         ending = step.report(status.state, status.error_message or "", run_id, end_report.path)
         end_report.metadata.update(vars(ending) | lineage())
         print(f"run {ending.state}: {ending}")
-        record("report", **vars(ending))
+        record_outcome("report", **vars(ending))

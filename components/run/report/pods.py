@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from llm_finetune.components.shared.card_logs import KILLED, recorded, told_error
+from llm_finetune.components.shared.card_logs import OUT_OF_MEMORY, last_error, read_outcome
 from llm_finetune.components.shared.errors import UserError
 
 CARD_FLAG = "--function_to_execute"  # KFP starts a step with the name of its function behind this flag
@@ -148,13 +148,13 @@ def _ended(pod: Any) -> datetime:
 def _card_pod(logs: _Logs, card: str, runner: str, pod: Any) -> CardPod:
     if pod.status.phase == "Succeeded":
         log = logs.end_of(pod) if runner == "launcher" else None
-        return CardPod(card, "succeeded", "", recorded(log or "", card))
+        return CardPod(card, "succeeded", "", read_outcome(log or "", card))
     said = next(_told_by_cluster(pod), "")
     if pod.status.phase == "Pending":
         return CardPod(card, "waiting", f"it was never started: {said or 'its pod is still pending'}", {})
     if not said:
         log = logs.end_of(pod)
-        said = "its log cannot be read" if log is None else told_error(log, runner)
+        said = "its log cannot be read" if log is None else last_error(log, runner)
     return CardPod(card, "failed", said, {})
 
 
@@ -170,7 +170,7 @@ def _told_by_cluster(pod: Any) -> Iterator[str]:
         if waiting and waiting.reason and waiting.reason not in STARTING:
             yield f"its container {container.name} cannot start: {_words(waiting)}"
         elif ended and ended.reason == "OOMKilled":
-            yield KILLED
+            yield OUT_OF_MEMORY
         elif ended and ended.exit_code and ended.reason not in (None, "Error"):
             yield f"its container {container.name} was ended: {_words(ended)}"
         elif ended and ended.exit_code and container.name == "main":

@@ -13,7 +13,13 @@ from fsspec.implementations.local import LocalFileSystem
 from llm_finetune.components.serving.merge_export import ownership
 from llm_finetune.components.serving.merge_export.ownership import MANIFEST, Files, may_be_ours
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.object_stores import PROBE, check_writable, open_store, refusals, send
+from llm_finetune.components.shared.object_stores import (
+    PROBE,
+    check_writable,
+    explain_store_errors,
+    open_store,
+    upload_file,
+)
 from llm_finetune.components.shared.progress import Progress
 
 UNFINISHED = "manifest.unfinished.json"
@@ -47,7 +53,7 @@ def check_export(uri: str, overwrite: bool = False) -> None:
     system, root = open_store(uri, SETTING)
     if isinstance(system, LocalFileSystem) and Path(root or "/").resolve() in (Path("/"), Path.home().resolve()):
         raise UserError(f"{SETTING} = {uri!r} is a root or home folder: give a folder of the model's own in it")
-    with refusals(uri, SETTING, AGAIN):
+    with explain_store_errors(uri, SETTING, AGAIN):
         _found(system, root, uri, overwrite)
         check_writable(system, root)
 
@@ -72,7 +78,7 @@ def export(folder: Path, uri: str, overwrite: bool = False) -> str:
     """
     system, root = open_store(uri, SETTING)
     files = described(folder)
-    with refusals(uri, SETTING, AGAIN):
+    with explain_store_errors(uri, SETTING, AGAIN):
         found = _found(system, root, uri, overwrite)
         ours = found.ours or set()
         arrived = _still_there(system, root, files, found.arrived)
@@ -147,7 +153,9 @@ def _send(system: Any, root: str, folder: Path, files: Files, arrived: Files, ow
         print(f"export: {len(arrived)} of {len(files)} files had arrived before", flush=True)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         waiting = {
-            pool.submit(send, system, folder / name, f"{root}/{name}"): name for name in files if name not in arrived
+            pool.submit(upload_file, system, folder / name, f"{root}/{name}"): name
+            for name in files
+            if name not in arrived
         }
         try:
             for done in as_completed(waiting):

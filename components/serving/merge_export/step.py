@@ -12,8 +12,8 @@ from llm_finetune.components.serving.merge_export import layout, merge, parity, 
 from llm_finetune.components.serving.merge_export.destinations import Destinations
 from llm_finetune.components.serving.merge_export.model_card import write_model_card
 from llm_finetune.components.serving.merge_export.settings import Settings
-from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.summary import gigabytes, write_summary
+from llm_finetune.components.shared.files import atomic_folder, content_hash
+from llm_finetune.components.shared.summary import format_bytes, write_summary
 
 ORIGINAL = "original weights"
 
@@ -110,7 +110,7 @@ def merge_export(
     merger = merge.merger(model_config, ft_result, load_in_4bit)
     before = merger.adapter_answers(rows)
     on_original = merger.adapter_answers(rows, original=True) if load_in_4bit else before
-    with whole_folder(merged_model) as folder:
+    with atomic_folder(merged_model) as folder:
         tried = precision.narrowest(
             settings.dtype,
             merge.stored_dtype(model_config),
@@ -184,7 +184,7 @@ def _write_summary(path: str | Path, facts: MergeFacts, tried: list[precision.Tr
         "save_format": facts.save_format,
         "dtype": facts.dtype,
         **({f"tried {one.dtype}": one for one in tried} if len(tried) > 1 else {}),
-        "size": gigabytes(facts.size_bytes),
+        "size": format_bytes(facts.size_bytes),
         "merged into": facts.merged_into,
         "adapter loss": f"{facts.adapter_loss:.4f}",
         "merged loss": f"{facts.merged_loss:.4f}",

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from transformers.trainer_utils import sort_checkpoints
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import make_writable, write_text
+from llm_finetune.components.shared.files import ensure_writable, write_text
 
 FINGERPRINT = "fingerprint.json"
 SEAL = "files.json"
@@ -32,7 +32,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: If it can't be written to, or another training does not leave it in time.
     """
-    make_writable(folder, f"the checkpoint folder {folder}")
+    ensure_writable(folder, f"the checkpoint folder {folder}")
     with (folder / LOCK).open("a") as lock:
         waited = 0.0
         while not _locked(lock):

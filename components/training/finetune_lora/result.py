@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.files import whole_folder, write_text
+from llm_finetune.components.shared.files import atomic_folder, write_text
 from llm_finetune.components.shared.modeling.losses import IGNORED
 
 PARITY_ROWS = 16
@@ -26,7 +26,7 @@ def write_result(
         val_tokens: Token rows of the validation.
         load_in_4bit: Whether the frozen base was kept in NF4.
     """
-    with whole_folder(ft_result) as folder:
+    with atomic_folder(ft_result) as folder:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         rows = tables.head(val_tokens, PARITY_ROWS).select(["input_ids", "labels"]).to_pylist()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 # tracker → (package, variable that says where, what the variable holds)
 TRACKERS = {
@@ -24,7 +24,7 @@ def trackers(names: str) -> list[str]:
     Raises:
         UserError: If a tracker is unknown, its package is not installed or its variable is not set.
     """
-    chosen = listed(names)
+    chosen = split_names(names)
     for name in chosen:
         if name not in TRACKERS:
             raise UserError(

@@ -16,7 +16,7 @@ from kubernetes import config
 
 from llm_finetune.components.run.report import step
 from llm_finetune.components.run.report.component import report as card
-from llm_finetune.components.shared.card_logs import recorded
+from llm_finetune.components.shared.card_logs import read_outcome
 
 RUN = "run-1"
 COMMAND = [
@@ -107,7 +107,7 @@ def test_after_success_the_deployment_is_named(cluster, tmp_path, capsys):
     assert wanted.items() <= facts.items()
     said = capsys.readouterr().out
     assert f"run succeeded: {sentence}" in said
-    assert recorded(said, "report")["base_url"] == "http://llm-predictor.team.svc.cluster.local/v1"
+    assert read_outcome(said, "report")["base_url"] == "http://llm-predictor.team.svc.cluster.local/v1"
 
 
 def test_after_a_closed_gate_its_recorded_verdict_is_told(cluster, tmp_path):
@@ -197,10 +197,10 @@ def test_the_card_that_failed_first_is_named_with_its_own_words(cluster, tmp_pat
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"reason": "OOMKilled", "log": "step 3\n"}, "killed for memory; give the card's size more"),
+        ({"reason": "OOMKilled", "log": "step 3\n"}, "out of memory; raise the memory of the card's size"),
         ({"reason": "StartError", "message": "exec: no python3"}, "container main was ended: StartError: exec: no pyt"),
         ({"log": "step 3\nF1127 20:01:03.500000 12 main.go:60] failed to execute component: signal: killed\n"},
-         "killed for memory; give the card's size more"),
+         "out of memory; raise the memory of the card's size"),
         ({"status": {"reason": "Evicted", "message": "The node was low on memory."}}, "Evicted: The node was low on"),
         ({"status": {"reason": "DeadlineExceeded"}}, "DeadlineExceeded: the pod was ended by the cluster"),
         ({"status": {"containerStatuses": [container("main", waiting={"reason": "PodInitializing"})],
@@ -219,7 +219,7 @@ def test_a_card_that_could_not_say_why_is_spoken_for(cluster, tmp_path, how, rea
 def test_a_launcher_that_failed_is_told_from_the_card(cluster, tmp_path):
     log = "rows\nerror: told and passed\nF1127 20:01:03.500000 12 main.go:60] failed to execute component: failed to upload\n"
     pod(cluster, "tokenize", "Failed", log)
-    said = "tokenize failed: the launcher of Kubeflow Pipelines says: failed to execute component: failed to upload"
+    said = "tokenize failed: the launcher of Kubeflow Pipelines failed: failed to execute component: failed to upload"
     assert str(ending(tmp_path)[0]) == said
 
 
@@ -227,7 +227,7 @@ def test_a_driver_that_failed_is_told_with_its_card(cluster, tmp_path):
     log = "I1127 20:01:01.000000 1 main.go:1] hi\nF1127 20:01:02.000000 1 main.go:127] KFP driver: no such input\n"
     pod(cluster, "load_dataset", "Succeeded", "rows\n", 1)
     pod(cluster, "", "Failed", log, 2, driver="format-sft")
-    said = "format_sft failed: the driver of Kubeflow Pipelines says: KFP driver: no such input"
+    said = "format_sft failed: the driver of Kubeflow Pipelines failed: KFP driver: no such input"
     assert str(ending(tmp_path, "RUNNING")[0]) == said
 
 

@@ -108,7 +108,7 @@ def test_checkpoints_of_others_in_a_folder_stay(inputs: dict[str, Path], tmp_pat
 def test_a_store_that_refuses_is_named_before_the_training(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_folder = 'nowhere://x': Protocol not known"):
         train(inputs, tmp_path, checkpoint_folder="nowhere://x")
-    with pytest.raises(UserError, match=r"can't be written: .* or keep the checkpoints on a volume"):
+    with pytest.raises(UserError, match=r"cannot be written: .* or keep the checkpoints on a volume"):
         remote.RemoteCheckpoints("file:///proc/none").fetch(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_a_store_that_is_out_of_reach_does_not_end_the_training(
     def down(*_: object) -> None:
         raise OSError("the network is down")
 
-    monkeypatch.setattr(remote, "send", down)
+    monkeypatch.setattr(remote, "upload_file", down)
     train(inputs, tmp_path, checkpoint_folder="memory://down", num_epochs=1)
     assert "checkpoint 1 was not copied to memory://down: OSError: the network is down." in capsys.readouterr().out
 
