@@ -1,6 +1,6 @@
-"""Runs a compiled pipeline with KFP's local runner, in a process of its own.
+"""Runs a compiled pipeline with KFP's local runner, in a separate process.
 
-Started by `runner.py` as `python -m llm_finetune.pipelines.local.worker JOB.json`; what it prints is read there.
+`runner.py` starts it as `python -m llm_finetune.pipelines.local.worker JOB.json` and parses its output.
 """
 
 import json
@@ -17,11 +17,11 @@ from kfp import components, local
 
 
 def main() -> None:
-    """Runs the pipeline that a job file names: `pipeline`, `arguments`, `pipeline_root`, `cache_root`, `caching`."""
+    """Runs the job in a JSON file: `pipeline`, `arguments`, `pipeline_root`, `cache_root` and `caching`."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_stop_after, args=(os.getppid(),), daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", stream=sys.stdout)
-    # Local runs ignore accelerators, retries and Kubernetes settings, and say so once per task; images are not used.
+    # The local runner warns once per task that it ignores accelerators, retries and Kubernetes settings.
     warnings.filterwarnings("ignore")
     local.init(
         local.SubprocessRunner(use_venv=False),
@@ -32,8 +32,8 @@ def main() -> None:
     components.load_component_from_file(job["pipeline"])(**job["arguments"])
 
 
-def _stop_with(owner: int) -> None:
-    """Ends this process and every card it runs when the process that started it is gone, however it went."""
+def _stop_after(owner: int) -> None:
+    """Stops this process and its cards when the owner process exits for any reason."""
     try:
         descriptor = os.pidfd_open(owner)
     except ProcessLookupError:

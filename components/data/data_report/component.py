@@ -51,10 +51,10 @@ def data_report(
         train_report: The rows for training.
         val_report: The rows for validation.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         pii: `report` counts personal data and secrets; `off` does not, and still masks them where rows are shown.
         phone_region: Country whose phone numbers may stand without a country code, as two letters.
         language_rows: Rows of each dataset whose language is told, evenly spread; 0 tells none.

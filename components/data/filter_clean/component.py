@@ -48,10 +48,10 @@ def filter_clean(
         dropped_rows: The others, with a column `reason`.
         preview: Rows in, kept and dropped by reason, lengths, personal data, the first 20 rows.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         min_chars: Rows with fewer characters are dropped.
         max_chars: Rows with more characters are dropped; 0 for no limit.
         drop_if_missing_output: Whether rows with a null or blank answer are dropped.

@@ -36,10 +36,10 @@ def train_val_split(
         val_dataset: Rows for validation, shuffled.
         preview: Samples and share of each side, and what they have in common.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         val_ratio: Share of the rows for validation, between 0 and 1; reached as nearly as whole groups allow.
         shuffle_seed: Seed of choice and order.
         group_key: Column whose equal values stay on one side (a document, a user); empty for none.

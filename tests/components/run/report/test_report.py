@@ -146,9 +146,9 @@ def test_every_word_of_the_backend_has_a_meaning(cluster, tmp_path, word, state)
     pod(cluster, "load_dataset", "Succeeded", "rows\n")
     found, page = ending(tmp_path, word)
     assert found.state == state
-    assert page.startswith("# Run ended, but it is not known how" if state == "unknown" else f"# Run {state}")
+    assert page.startswith("# Run ended with unknown result" if state == "unknown" else f"# Run {state}")
     if state == "unknown":
-        assert f"The backend's word for it is {word or 'empty'}. No card's pod failed, and neither a closed" in page
+        assert f"The backend reports the state {word or '(empty)'}. No pod failed, and the logs contain neither a closed" in page
 
 
 @pytest.mark.parametrize("word", ["RUNNING", "COMPLETE", "SUCCEEDED", "SOMETHING_NEW"])
@@ -175,7 +175,7 @@ def test_written_manifests_are_no_deployment(cluster, tmp_path):
     pod(cluster, "vllm_serve", "Succeeded", SERVED.replace("kserve", "manifest"))
     found, page = ending(tmp_path, "COMPLETE")
     assert found.deployment == ""
-    assert "The manifests of llm are written (deployment_page of vLLM Serve); nothing was deployed" in page
+    assert "The manifests of llm are on the page of vLLM Serve; nothing was deployed" in page
 
 
 def test_the_card_that_failed_first_is_named_with_its_own_words(cluster, tmp_path):
@@ -198,14 +198,14 @@ def test_the_card_that_failed_first_is_named_with_its_own_words(cluster, tmp_pat
     ("how", "reason"),
     [
         ({"reason": "OOMKilled", "log": "step 3\n"}, "out of memory; raise the memory of the card's size"),
-        ({"reason": "StartError", "message": "exec: no python3"}, "container main was ended: StartError: exec: no pyt"),
+        ({"reason": "StartError", "message": "exec: no python3"}, "container main was terminated: StartError: exec: no pyt"),
         ({"log": "step 3\nF1127 20:01:03.500000 12 main.go:60] failed to execute component: signal: killed\n"},
          "out of memory; raise the memory of the card's size"),
         ({"status": {"reason": "Evicted", "message": "The node was low on memory."}}, "Evicted: The node was low on"),
-        ({"status": {"reason": "DeadlineExceeded"}}, "DeadlineExceeded: the pod was ended by the cluster"),
+        ({"status": {"reason": "DeadlineExceeded"}}, "DeadlineExceeded: the cluster terminated the pod"),
         ({"status": {"containerStatuses": [container("main", waiting={"reason": "PodInitializing"})],
                      "initContainerStatuses": [container("kfp-launcher", terminated={"exitCode": 1, "reason": "Error"})]}},
-         "its container kfp-launcher ended with status 1: no message"),
+         "container kfp-launcher exited with status 1: no message"),
         ({}, "its log cannot be read"),
     ],
 )  # fmt: skip
@@ -235,12 +235,12 @@ def test_a_driver_that_failed_is_told_with_its_card(cluster, tmp_path):
     ("status", "reason"),
     [
         ({"containerStatuses": [container("main", waiting={"reason": "ErrImagePull", "message": "not found"})]},
-         "it was never started: its container main cannot start: ErrImagePull: not found"),
+         "the card did not start: container main cannot start: ErrImagePull: not found"),
         ({"containerStatuses": [container("main", waiting={"reason": "ContainerCreating"})]},
-         "it was never started: its pod is still pending"),
+         "the card did not start: its pod is still pending"),
         ({"containerStatuses": [], "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                                                    "message": "0/3 nodes are available"}]},
-         "it was never started: no node takes it: 0/3 nodes are available"),
+         "the card did not start: the pod cannot be scheduled: 0/3 nodes are available"),
     ],
 )  # fmt: skip
 def test_a_card_whose_pod_never_started_is_named(cluster, tmp_path, status, reason):
@@ -266,7 +266,7 @@ def test_without_the_right_to_pods_the_backends_word_stands_and_the_missing_righ
     assert "could not be read: reading the pods of run run-1 in team was refused (403)" in page
     found, page = ending(tmp_path, "RUNNING")
     assert found.state == "unknown"
-    assert "also where a card's pod was killed" in page
+    assert "also after a killed pod" in page
 
 
 def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
@@ -275,5 +275,5 @@ def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
     status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "", "exit-handler-1", None, None)
     card.python_func(status=status, end_report=artifact, run_id=RUN)
     assert artifact.metadata["state"] == "succeeded"
-    assert "the gate's verdict is on the page of Quality Gate" in (tmp_path / "end.md").read_text()
+    assert "All cards that ran succeeded; see the page of Quality Gate" in (tmp_path / "end.md").read_text()
     assert "the backend gives no reason" in ending(tmp_path, "CANCELLED")[0].reason
