@@ -1,7 +1,7 @@
-"""What the images carry: a bill of materials for each, and what is known against it.
+"""Bill of materials and known vulnerabilities of the images.
 
-`python -m images.inventory sbom` or `audit`; both work from the locks, so that nothing need be built. The base image's
-Debian packages are not in them: its publisher lists those.
+`python -m images.inventory sbom` or `audit`; both read the locks, so no image is built. Debian packages of the base
+image are not included.
 """
 
 import json
@@ -17,7 +17,7 @@ import typer
 from images import lock
 from llm_finetune.components.shared.errors import UserError
 
-# An image and the locks that it is installed from.
+# Images, and the locks of each.
 IMAGES = {
     "control": ("control/requirements.txt",),
     "data": ("data/requirements.txt",),
@@ -25,17 +25,19 @@ IMAGES = {
     "train-cpu": ("train/requirements.txt", "train/torch-cpu.txt"),
 }
 BILLS = lock.ROOT / "build" / "sbom"
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="What the images carry.")
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, help="Bill of materials and vulnerabilities of the images."
+)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What an audit of one image found.
+    """Result of the audit of one image.
 
     Attributes:
-        checked: Packages that the advisory service knows.
-        unchecked: Packages that it could not be asked about.
-        advisories: Lines of package, version, advisory and the versions that mend it.
+        checked: Number of packages known to the advisory service.
+        unchecked: Number of packages not known to it.
+        advisories: Lines with package, version, advisory and fixed versions.
     """
 
     checked: int
@@ -44,22 +46,22 @@ class Findings:
 
 
 def locked(image: str) -> str:
-    """Returns an image's locks as one text."""
+    """Returns the locks of an image as one text."""
     return "".join((lock.ROOT / "images" / path).read_text(encoding="utf-8") for path in IMAGES[image])
 
 
 def write_bill(image: str, folder: Path = BILLS) -> Path:
-    """Writes an image's bill of materials in CycloneDX's JSON.
+    """Writes the bill of materials of an image in CycloneDX JSON.
 
     Args:
         image: Key of `IMAGES`.
-        folder: Folder of the file.
+        folder: Output folder.
 
     Returns:
         The file.
 
     Raises:
-        UserError: If the tool fails.
+        UserError: If cyclonedx_py fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{image}.cdx.json"
@@ -71,28 +73,28 @@ def write_bill(image: str, folder: Path = BILLS) -> Path:
 
 
 def findings(report: dict[str, Any]) -> Findings:
-    """Reads pip-audit's report.
+    """Reads the report of pip-audit.
 
     Args:
-        report: Its JSON.
+        report: Parsed JSON report.
 
     Returns:
-        What was checked and what was found; a package that could not be looked up counts as unchecked, not as clean.
+        The findings; skipped packages count as unchecked.
     """
     packages = report["dependencies"]
     checked = [package for package in packages if "skip_reason" not in package]
     advisories = []
     for package in checked:
-        for known in package["vulns"]:
-            mended = ", ".join(known["fix_versions"]) or "nothing yet"
-            advisories.append(f"{package['name']} {package['version']}: {known['id']}, mended in {mended}")
+        for vulnerability in package["vulns"]:
+            fixed = ", ".join(vulnerability["fix_versions"]) or "no version yet"
+            advisories.append(f"{package['name']} {package['version']}: {vulnerability['id']}, fixed in {fixed}")
     return Findings(len(checked), len(packages) - len(checked), advisories)
 
 
 def look_up(image: str) -> Findings | None:
-    """Asks the advisory service about an image's packages; returns None where it cannot be reached."""
+    """Audits the packages of an image; returns None if the advisory service cannot be reached."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
-        # The service knows releases, not builds of them.
+        # The service knows releases without local version labels.
         requirements.write(locked(image).replace("+cpu", ""))
         requirements.flush()
         options = ["--requirement", requirements.name, "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
@@ -122,7 +124,7 @@ def sbom() -> None:
 
 @app.command()
 def audit(strict: bool = typer.Option(False, help="Fail if an advisory is found.")) -> None:
-    """Report what is known against the locked versions; without a network, say so and go on."""
+    """Report known vulnerabilities of the locked versions; without a network, print a message."""
     known = 0
     for image in IMAGES:
         found = look_up(image)

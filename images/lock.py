@@ -1,7 +1,7 @@
-"""Writes the images' locks from pyproject.toml, and tells whether they still fit it.
+"""Writes the locks of the images from pyproject.toml, and checks that they match.
 
-pyproject.toml says what each image needs and why; a lock says which exact files that means. Versions are those of
-images/local/requirements.txt, so that an image runs what the tests ran.
+pyproject.toml declares the requirements of each image, a lock lists the exact files. Versions are those of
+images/local/requirements.txt, so that images contain the tested versions.
 """
 
 import functools
@@ -25,20 +25,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = ROOT / "pyproject.toml"
 TESTED_VERSIONS = Path("images/local/requirements.txt")
 BUILD_SYSTEM = Path("images/build-system.txt")
-DIRECT = "#   "  # begins a line that names a direct requirement
-# Inside a step kfp imports nothing else, so that none of its own requirements need be in an image.
-ALONE = "kfp"
+DIRECT = "#   "  # prefix of a line with a direct requirement
+# Installed without its requirements: inside a step, kfp imports none of them.
+WITHOUT_REQUIREMENTS = "kfp"
 
 
 @dataclass(frozen=True)
 class Lock:
-    """What one lock file is made from.
+    """Sources of a lock file.
 
     Attributes:
-        path: File, from the repository's root.
-        extras: Extras of pyproject.toml; the package's own requirements always belong to it.
-        torch: Build of PyTorch to resolve with; empty where there is none.
-        beyond: Lock whose packages are left out, because it is installed beside this one.
+        path: Lock file, relative to the root of the repository.
+        extras: Extras of pyproject.toml, in addition to the requirements of the package.
+        torch: Build of PyTorch to resolve with; empty without PyTorch.
+        beyond: Lock that is installed together with this one; its packages are not repeated.
     """
 
     path: Path
@@ -58,8 +58,8 @@ LOCKS = (
 )
 
 
-def wanted(lock: Lock) -> dict[str, str]:
-    """Returns the direct requirements of a lock file and why each is there, as pyproject.toml has them.
+def requirements_of(lock: Lock) -> dict[str, str]:
+    """Returns the direct requirements of a lock file and their reasons, from pyproject.toml.
 
     Args:
         lock: The lock.
@@ -69,68 +69,68 @@ def wanted(lock: Lock) -> dict[str, str]:
     """
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    listed = list(project["dependencies"]) + [line for extra in lock.extras for line in optional[extra]]
-    listed += [line for line in optional["cli"] if Requirement(line).name == ALONE]
+    requirements = list(project["dependencies"]) + [line for extra in lock.extras for line in optional[extra]]
+    requirements += [line for line in optional["cli"] if Requirement(line).name == WITHOUT_REQUIREMENTS]
     reasons = _reasons()
     if lock.beyond:
         beside = next(other for other in LOCKS if other.path == lock.beyond)
-        listed = [line for line in listed if line not in wanted(beside)]
+        requirements = [line for line in requirements if line not in requirements_of(beside)]
     elif lock.torch:
-        listed = [line for line in listed if Requirement(line).name != "torch"]
-    return {line: reasons.get(line, "") for line in listed}
+        requirements = [line for line in requirements if Requirement(line).name != "torch"]
+    return {line: reasons.get(line, "") for line in requirements}
 
 
 def _reasons() -> dict[str, str]:
-    """Returns the comment beside each requirement in pyproject.toml."""
+    """Returns the comment of each requirement in pyproject.toml."""
     lines = PYPROJECT.read_text(encoding="utf-8").splitlines()
     found = (re.match(r'\s*"([^"]+)",\s*#\s*(.+)', line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
 
 def check() -> None:
-    """Refuses locks that do not fit pyproject.toml.
+    """Checks that the locks match pyproject.toml.
 
     Raises:
-        UserError: Naming the file and the requirements that differ.
+        UserError: With the file and the requirements that differ.
     """
     for lock in LOCKS:
         differing = _differing(lock)
         if differing:
             raise UserError(
-                f"{lock.path} was not made from this pyproject.toml: {', '.join(differing)} (+ asked for, - locked). "
+                f"{lock.path} does not match pyproject.toml: {', '.join(differing)} (+ required, - locked). "
                 "Run `make images-lock`"
             )
 
 
 def _differing(lock: Lock) -> list[str]:
-    """Returns the direct requirements that only pyproject.toml or only the lock has."""
+    """Returns the direct requirements that are only in pyproject.toml or only in the lock."""
     file = ROOT / lock.path
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     locked = {line.removeprefix(DIRECT).split("  ")[0] for line in lines if line.startswith(DIRECT)}
-    asked = set(wanted(lock))
-    return [f"+ {line}" for line in sorted(asked - locked)] + [f"- {line}" for line in sorted(locked - asked)]
+    required = set(requirements_of(lock))
+    return [f"+ {line}" for line in sorted(required - locked)] + [f"- {line}" for line in sorted(locked - required)]
 
 
-def _moved(lock: Lock) -> list[str]:
-    """Returns the packages of a lock that the tests run in another version."""
+def _untested(lock: Lock) -> list[str]:
+    """Returns the packages of a lock whose version differs from the tested one."""
     tested = read(TESTED_VERSIONS)
     return [name for name, version in read(lock.path).items() if tested.get(name, version) != version.partition("+")[0]]
 
 
 def write() -> list[Path]:
-    """Resolves the locks that do not fit pyproject.toml or the tested versions any more, and writes them.
+    """Updates the locks that do not match pyproject.toml or the tested versions.
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        UserError: If this is not the images' platform, or pip finds no solution.
+        UserError: If this machine has another platform than the images, or pip finds no solution.
     """
     here = (sys.version_info[:2], platform.system(), platform.machine())
     if here != ((3, 11), "Linux", "x86_64"):
-        raise UserError(f"locks hold the files of the images' platform, Python 3.11 on Linux x86_64; this is {here}")
-    stale = {lock.path for lock in LOCKS if _differing(lock) or _moved(lock)}
-    # Those of one folder are installed together, and of one resolution.
+        raise UserError(f"locks contain files for Python 3.11 on Linux x86_64; this machine has {here}")
+    stale = {lock.path for lock in LOCKS if _differing(lock) or _untested(lock)}
+    # Locks in one folder are installed together and must come from one resolution.
     stale = {lock.path for lock in LOCKS if lock.path.parent in {path.parent for path in stale}}
     texts: dict[Path, str] = {}
     if not (ROOT / BUILD_SYSTEM).is_file() or read(BUILD_SYSTEM).items() - read(TESTED_VERSIONS).items():
@@ -138,14 +138,14 @@ def write() -> list[Path]:
         texts[BUILD_SYSTEM] = _rendered(BUILD_SYSTEM, dict.fromkeys(wheels, ""), _resolve(wheels))
     for lock in LOCKS:
         if lock.path in stale:
-            texts[lock.path] = _rendered(lock.path, wanted(lock), _own_entries(lock))
+            texts[lock.path] = _rendered(lock.path, requirements_of(lock), _own_entries(lock))
     for path, text in texts.items():
         (ROOT / path).write_text(text, encoding="utf-8")
     return list(texts)
 
 
 def _own_entries(lock: Lock) -> dict[str, str]:
-    """Returns a lock's entries by name, without those of the lock that it is installed beside."""
+    """Returns the entries of a lock by name, without those of the lock that it is installed with."""
     entries = _entries(lock)
     if lock.beyond:
         beside = _entries(next(other for other in LOCKS if other.path == lock.beyond))
@@ -162,33 +162,33 @@ def _build_system() -> list[str]:
 
 
 def _entries(lock: Lock) -> dict[str, str]:
-    """Returns a lock's entries by name, those of a lock that lies beside it included."""
+    """Returns the entries of a lock by name, including those of the lock that it is installed with."""
     plain = Lock(lock.path, lock.extras)
-    requirements = [line for line in wanted(plain) if Requirement(line).name != ALONE]
-    alone = [line for line in wanted(plain) if Requirement(line).name == ALONE]
+    requirements = [line for line in requirements_of(plain) if Requirement(line).name != WITHOUT_REQUIREMENTS]
+    without_requirements = [line for line in requirements_of(plain) if Requirement(line).name == WITHOUT_REQUIREMENTS]
     if lock.torch:
-        # `===` compares text: 2.13.0 is the build with CUDA, 2.13.0+cpu the one without.
+        # `===` compares strings: 2.13.0 is the CUDA build, 2.13.0+cpu the CPU build.
         build = {"cpu": "+cpu", "cuda": ""}[lock.torch]
         requirements = [
             line.replace("torch==", "torch===") + build if Requirement(line).name == "torch" else line
             for line in requirements
         ]
-    return _resolve(tuple(requirements)) | _resolve(tuple(alone), "--no-deps")
+    return _resolve(tuple(requirements)) | _resolve(tuple(without_requirements), "--no-deps")
 
 
 @functools.cache
 def _resolve(requirements: tuple[str, ...], *options: str) -> dict[str, str]:
-    """Returns `name==version --hash=…` by canonical name for requirements and all that they require."""
+    """Returns `name==version --hash=…` by canonical name, for requirements and their dependencies."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *options]
         command += ["--prefer-binary", "--constraint", str(ROOT / TESTED_VERSIONS), "--report", str(report)]
         result = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
         if result.returncode:
-            said = " ".join(line for line in result.stderr.splitlines() if line.startswith("ERROR"))
-            raise UserError(f"pip cannot resolve {' '.join(requirements)}: {said}")
+            errors = " ".join(line for line in result.stderr.splitlines() if line.startswith("ERROR"))
+            raise UserError(f"pip cannot resolve {' '.join(requirements)}: {errors}")
         installs = json.loads(report.read_text())["install"]
-    entries = {}
+    entries: dict[str, str] = {}
     for item in installs:
         name, version = canonicalize_name(item["metadata"]["name"]), item["metadata"]["version"]
         entries[name] = f"{name}=={version} --hash=sha256:{item['download_info']['archive_info']['hashes']['sha256']}"
@@ -203,10 +203,10 @@ def _rendered(path: Path, direct: Mapping[str, str], entries: Mapping[str, str])
 
 
 def read(path: Path) -> dict[str, str]:
-    """Returns the versions of a lock file by name, none if there is no such file.
+    """Returns the versions in a lock file by name; empty if the file does not exist.
 
     Args:
-        path: Lock file, from the repository's root.
+        path: Lock file, relative to the root of the repository.
     """
     file = ROOT / path
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

@@ -1,4 +1,4 @@
-"""Writes the digest of the base image into the Containerfiles, as its registry gives it."""
+"""Pins the base image in the Containerfiles to its digest in the registry."""
 
 import re
 from pathlib import Path
@@ -9,28 +9,31 @@ from llm_finetune.components.shared.errors import UserError
 
 IMAGES = Path(__file__).parent
 BASE = re.compile(r"^ARG BASE=(?P<name>[^:@\s]+(?::\d+[^:@\s]*)?):(?P<tag>[^@\s]+)(?:@(?P<digest>\S+))?$", re.MULTILINE)
-# Kinds of manifest: the index over all platforms first, so that a pinned base builds on each of them.
-KINDS = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-SECONDS = 30
+# The index of all platforms comes first, so that a pinned base image works on each platform.
+MEDIA_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+TIMEOUT_SECONDS = 30
 
 
 def write(folder: Path = IMAGES) -> str:
-    """Pins the base of all Containerfiles to the digest that its tag has now.
+    """Pins the base image of all Containerfiles to the current digest of its tag.
 
     Args:
-        folder: Folder of the families' folders.
+        folder: Parent folder of the image families.
 
     Returns:
         The pinned reference.
 
     Raises:
-        UserError: If the registry gives no digest; nothing is written then.
+        UserError: If the registry returns no digest; no file is changed then.
     """
     files = sorted(folder.glob("*/Containerfile"))
     found = {file: BASE.search(file.read_text(encoding="utf-8")) for file in files}
     bases = {(match["name"], match["tag"]) for match in found.values() if match}
     if len(bases) != 1 or None in found.values():
-        raise UserError(f"the Containerfiles in {folder} do not name one base image: {sorted(bases)}")
+        raise UserError(f"the Containerfiles in {folder} do not have the same base image: {sorted(bases)}")
     name, tag = bases.pop()
     pinned = f"{name}:{tag}@{digest(name, tag)}"
     for file in files:
@@ -40,7 +43,7 @@ def write(folder: Path = IMAGES) -> str:
 
 
 def digest(name: str, tag: str) -> str:
-    """Asks a registry for the digest of a tag.
+    """Returns the digest of a tag in a registry.
 
     Args:
         name: Registry and repository, such as docker.io/library/python.
@@ -50,26 +53,26 @@ def digest(name: str, tag: str) -> str:
         `sha256:…`.
 
     Raises:
-        UserError: If the registry cannot be reached, or has no such tag.
+        UserError: If the registry cannot be reached, or the tag does not exist.
     """
     registry, _, repository = name.partition("/")
     host = "registry-1.docker.io" if registry == "docker.io" else registry
     scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"
-    address = f"{scheme}://{host}/v2/{repository}/manifests/{tag}"
+    url = f"{scheme}://{host}/v2/{repository}/manifests/{tag}"
     try:
-        answer = requests.head(address, headers={"Accept": ", ".join(KINDS)}, timeout=SECONDS)
-        if answer.status_code == 401:
-            headers = {"Accept": ", ".join(KINDS), "Authorization": f"Bearer {_token(answer)}"}
-            answer = requests.head(address, headers=headers, timeout=SECONDS)
-        answer.raise_for_status()
-        return answer.headers["Docker-Content-Digest"]
+        response = requests.head(url, headers={"Accept": ", ".join(MEDIA_TYPES)}, timeout=TIMEOUT_SECONDS)
+        if response.status_code == 401:
+            headers = {"Accept": ", ".join(MEDIA_TYPES), "Authorization": f"Bearer {_token(response)}"}
+            response = requests.head(url, headers=headers, timeout=TIMEOUT_SECONDS)
+        response.raise_for_status()
+        return str(response.headers["Docker-Content-Digest"])
     except (requests.RequestException, KeyError) as error:
-        raise UserError(f"no digest of {name}:{tag} from {host}: {error}. Nothing was pinned") from error
+        raise UserError(f"cannot read the digest of {name}:{tag} from {host}: {error}. No file was changed") from error
 
 
-def _token(refusal: requests.Response) -> str:
-    """Gets the token for anonymous reading that a registry's refusal points to."""
-    fields = dict(re.findall(r'(\w+)="([^"]*)"', refusal.headers.get("WWW-Authenticate", "")))
-    answer = requests.get(fields.pop("realm"), params=fields, timeout=SECONDS)
-    answer.raise_for_status()
-    return str(answer.json()["token"])
+def _token(unauthorized: requests.Response) -> str:
+    """Requests the token for anonymous access that a registry's 401 response refers to."""
+    fields = dict(re.findall(r'(\w+)="([^"]*)"', unauthorized.headers.get("WWW-Authenticate", "")))
+    response = requests.get(fields.pop("realm"), params=fields, timeout=TIMEOUT_SECONDS)
+    response.raise_for_status()
+    return str(response.json()["token"])

@@ -1,4 +1,4 @@
-"""This machine's pip settings, as a build can take them over: a file, its certificates, and the folders it names."""
+"""pip settings of this machine for image builds: a pip.conf, CA certificates, and local folders."""
 
 import ast
 import subprocess
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from llm_finetune.components.shared.errors import UserError
 
-# Settings that say where packages come from; the rest of a machine's settings is no matter of a build's.
+# Settings of package sources; other settings are not passed to a build.
 KEYS = ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "timeout", "retries")
 CERTIFICATES = "/run/certificates.crt"  # where the Containerfiles mount the secret of that name
 
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What a build needs in order to install as this machine does.
+    """pip settings for a build.
 
     Attributes:
-        text: A pip.conf.
-        certificates: File of certificate authorities, or None for pip's own.
-        folders: Local folders that the settings name.
+        text: Content of a pip.conf.
+        certificates: File with CA certificates; None uses pip's default.
+        folders: Local folders in the settings.
     """
 
     text: str
@@ -29,13 +29,13 @@ class PipSettings:
 
 
 def read() -> PipSettings:
-    """Reads pip's settings from its files and from PIP_… variables.
+    """Reads pip's settings from configuration files and PIP_… variables.
 
     Returns:
         The settings.
 
     Raises:
-        UserError: If pip cannot read them itself.
+        UserError: If pip cannot read its settings.
     """
     result = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
@@ -45,34 +45,36 @@ def read() -> PipSettings:
     return parse(result.stdout)
 
 
-def parse(listed: str) -> PipSettings:
-    """Parses what `pip config list` prints.
+def parse(output: str) -> PipSettings:
+    """Parses the output of `pip config list`.
 
     Args:
-        listed: Lines such as `global.index-url='https://…'`; a variable is `:env:.index-url='…'`.
+        output: Lines such as `global.index-url='https://…'`; a variable is `:env:.index-url='…'`.
 
     Returns:
-        The settings; variables win, as with pip.
+        The settings; variables take precedence, as in pip.
     """
-    found: dict[str, str] = {}
-    for line in sorted(listed.splitlines(), key=_rank):
+    values: dict[str, str] = {}
+    for line in sorted(output.splitlines(), key=_rank):
         name, _, value = line.partition("=")
-        found[name.rpartition(".")[2]] = " ".join(ast.literal_eval(value).split())
-    chosen = {key: found[key] for key in KEYS if found.get(key)}
-    certificates = Path(found["cert"]) if found.get("cert") else None
+        values[name.rpartition(".")[2]] = " ".join(ast.literal_eval(value).split())
+    settings = {key: values[key] for key in KEYS if values.get(key)}
+    certificates = Path(values["cert"]) if values.get("cert") else None
     if certificates:
-        chosen["cert"] = CERTIFICATES
-    places = [word.removeprefix("file://") for value in chosen.values() for word in value.split()]
-    folders = {_mount_point(Path(place)) for place in places if place.startswith("/") and place != CERTIFICATES}
-    text = "[global]\n" + "".join(f"{key} = {value}\n" for key, value in chosen.items())
+        settings["cert"] = CERTIFICATES
+    locations = [word.removeprefix("file://") for value in settings.values() for word in value.split()]
+    folders = {
+        _mount_point(Path(location)) for location in locations if location.startswith("/") and location != CERTIFICATES
+    }
+    text = "[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
     return PipSettings(text, certificates, tuple(sorted(folders)))
 
 
 def _rank(line: str) -> int:
-    """Orders the scopes as pip does: a command's own section over the global one, a variable over both."""
+    """Orders the scopes by precedence, as pip does: global, command section, variable."""
     return {"global": 0, "install": 1}.get(line.partition(".")[0], 2 if line.startswith(":env:") else -1)
 
 
 def _mount_point(place: Path) -> Path:
-    """Returns the folder to give to a build: an index named `simple` refers to files beside it."""
+    """Returns the folder to mount: an index named `simple` refers to files next to it."""
     return place.parent if place.name == "simple" else place

@@ -1,8 +1,9 @@
-"""Writes the pipeline as Kubeflow takes it: as YAML to upload, or as resources of the Kubernetes API."""
+"""Compiles the pipelines: to YAML for upload, or to resources of the Kubernetes API."""
 
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 from kfp import compiler
@@ -11,13 +12,12 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.files import write_text
 from llm_finetune.pipelines.finetune import finetune_pipeline
-from llm_finetune.pipelines.options import ClusterOptions
+from llm_finetune.pipelines.options import PIPELINE, ClusterOptions
 from llm_finetune.pipelines.sharded_data import sharded_data_pipeline
 
 COMPILED = Path(__file__).resolve().parent / "compiled" / "finetune.yaml"
 SHARDED = COMPILED.with_name("sharded-data.yaml")
 RESOURCES = Path(__file__).resolve().parents[1] / "manifests" / "kfp"
-PIPELINE = "llm-finetune"
 
 
 def compile_pipeline(path: Path = COMPILED, options: ClusterOptions | None = None) -> Path:
@@ -25,44 +25,46 @@ def compile_pipeline(path: Path = COMPILED, options: ClusterOptions | None = Non
 
     Args:
         path: YAML file to write.
-        options: What was chosen for the cluster; None for the defaults.
+        options: Compile options; None for the defaults.
 
     Returns:
         The file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(finetune_pipeline(options or ClusterOptions()), str(path))
-    return path
+    return _compile(finetune_pipeline(options or ClusterOptions()), path)
 
 
 def compile_sharded(path: Path = SHARDED, options: ClusterOptions | None = None) -> Path:
-    """Compiles the data's half of the pipeline, fanned out over many files.
+    """Compiles the pipeline that prepares a dataset of many files in parallel.
 
     Args:
         path: YAML file to write.
-        options: What was chosen for the cluster; None for the defaults.
+        options: Compile options; None for the defaults.
 
     Returns:
         The file.
     """
+    return _compile(sharded_data_pipeline(options or ClusterOptions()), path)
+
+
+def _compile(pipeline: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(sharded_data_pipeline(options or ClusterOptions()), str(path))
+    compiler.Compiler().compile(pipeline, str(path))
     return path
 
 
 def content_version(compiled: Path) -> str:
-    """Returns a version name that stands for a compiled file's content: the package's version and part of a hash."""
+    """Returns a version name derived from a compiled file's content: package version and part of a hash."""
     return f"{PACKAGE_VERSION}-{hashlib.sha256(compiled.read_bytes()).hexdigest()[:8]}"
 
 
 def compile_resources(folder: Path = RESOURCES, options: ClusterOptions | None = None) -> list[Path]:
-    """Writes the Pipeline and PipelineVersion resources that Kubeflow Pipelines reads in its Kubernetes-native mode.
+    """Writes Pipeline and PipelineVersion resources for Kubeflow Pipelines in Kubernetes-native mode.
 
-    A PipelineVersion never changes, so its name follows its content: an edited pipeline becomes a new version.
+    A PipelineVersion is immutable, so its name is derived from its content: a changed pipeline becomes a new version.
 
     Args:
-        folder: Folder to write `pipeline.yaml` and `pipeline-version.yaml` into.
-        options: What was chosen for the cluster; None for the defaults.
+        folder: Folder for `pipeline.yaml` and `pipeline-version.yaml`.
+        options: Compile options; None for the defaults.
 
     Returns:
         The files.
@@ -76,7 +78,7 @@ def compile_resources(folder: Path = RESOURCES, options: ClusterOptions | None =
             kubernetes_manifest_format=True,
             kubernetes_manifest_options=KubernetesManifestOptions(
                 pipeline_name=PIPELINE,
-                pipeline_display_name=PIPELINE,  # by which `submit` looks for it
+                pipeline_display_name=PIPELINE,  # `submit` finds the pipeline by this name
                 pipeline_version_name=f"{PIPELINE}-{version.replace('.', '-')}",
                 pipeline_version_display_name=version,
                 include_pipeline_manifest=True,

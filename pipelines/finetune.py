@@ -1,4 +1,4 @@
-"""The pipeline: from a dataset and a base model to a served, fine-tuned model."""
+"""The fine-tuning pipeline, from dataset and base model to a served model."""
 
 from importlib.metadata import version
 from typing import Any
@@ -29,13 +29,13 @@ VERSION = version("llm-finetune")
 
 
 def finetune_pipeline(options: ClusterOptions) -> Any:
-    """Makes the pipeline for a cluster.
+    """Builds the pipeline with compile options.
 
     Args:
-        options: What was chosen for the cluster.
+        options: Compile options.
 
     Returns:
-        The pipeline, as KFP's compiler takes it.
+        The pipeline, for KFP's compiler.
     """
     cluster = Cluster(options)
     place = cluster.place
@@ -78,14 +78,14 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             source_type: `huggingface` (reads hf_dataset), `jsonl_url` or `jsonl_path` (read the files in the parameter
                 of that name).
             hf_dataset: Name of a dataset on the Hub. A gated dataset needs a token in the step's variable HF_TOKEN.
-            jsonl_path: One or several files, separated by commas: s3://, gs://, hf:// or https:// addresses, or paths
-                under /mnt/data, the volume of data_claim; *, ?, [...] and ** are patterns (source_type jsonl_path).
-            jsonl_url: One or several https:// addresses of files, separated by commas (source_type jsonl_url).
+            jsonl_path: One or several files, separated by commas: s3://, gs://, hf:// or https:// URLs, or paths under
+                /mnt/data, the volume of data_claim; *, ?, [...] and ** are glob patterns (source_type jsonl_path).
+            jsonl_url: One or several https:// URLs of files, separated by commas (source_type jsonl_url).
             max_samples: Maximum number of rows; 0 for all.
             val_ratio: Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.
             template: Text with {instruction}, {input} and {output}; \n is a newline, {{ and }} are braces. `chat`
                 converts rows to conversations for the base model's own chat template.
-            model_name: Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.
+            model_name: Base model: Hub ID, or folder under /mnt/model-cache, the volume of model_cache.
             load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files are not changed.
             max_length: Maximum tokens in a row.
             lora_r: Rank of the adapter.
@@ -94,17 +94,17 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             batch_size: Rows per optimizer step and GPU, before accumulation; with n GPUs a step has n times as many,
                 and learning_rate is not scaled. Packed rows contain several documents.
             learning_rate: Peak learning rate.
-            seed: Seed of split, packing, training and evaluation.
+            seed: Random seed of split, packing, training and evaluation.
             gate_rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99,
                 task.mmlu.drop <= 2*stderr'. All must hold; empty for no rules. A requested measurement that failed
                 closes the gate in any case.
             deployment_name: Name of the deployment, and the model name in requests.
             serve_target: kserve (InferenceService on this cluster), local (server process on this machine) or manifest
                 (YAML for a GitOps repository, without a deployment).
-            namespace: Namespace to deploy to; empty is the run's own.
-            gpu_type: Resource name of the GPUs.
-            gpu_count: GPUs for training and for the server, as text.
-            recipe: Every other setting, a section per card, such as {"finetune_lora": {"warmup_ratio": 0.1}}.
+            namespace: Namespace to deploy to; empty uses the namespace of the run.
+            gpu_type: Resource name of the GPUs in Kubernetes.
+            gpu_count: Number of GPUs for training and for the server, as a string.
+            recipe: All other settings, one section per card, such as {"finetune_lora": {"warmup_ratio": 0.1}}.
         """
         parameters = {name: value for name, value in locals().items() if name in PARAMETERS}
         end = report(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, package_version=VERSION)
@@ -128,29 +128,29 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
             place(pinned, "Pin Sources", "small", cached=False)
             chosen = checked.outputs | pinned.outputs
 
-            def given(card: str) -> dict:
-                """Returns a card's settings: its pipeline parameters by wire, the rest from the checked recipe."""
+            def arguments_of(card: str) -> dict[str, Any]:
+                """Returns the arguments of a card: pipeline parameters, and its section of the checked recipe."""
                 return {**settings_of(card, parameters), "settings": chosen[card], "package_version": VERSION}
 
-            raw = load_dataset(**given("load_dataset"))
+            raw = load_dataset(**arguments_of("load_dataset"))
             place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
-            clean = filter_clean(raw_dataset=raw.outputs["raw_dataset"], **given("filter_clean"))
+            clean = filter_clean(raw_dataset=raw.outputs["raw_dataset"], **arguments_of("filter_clean"))
             place(clean, "Filter & Clean", "data", retries=NETWORK_RETRIES)
-            split = train_val_split(clean_dataset=clean.outputs["clean_dataset"], **given("train_val_split"))
+            split = train_val_split(clean_dataset=clean.outputs["clean_dataset"], **arguments_of("train_val_split"))
             place(split, "Train/Val Split", "data")
             sft = format_sft(
                 train_dataset=split.outputs["train_dataset"],
                 val_dataset=split.outputs["val_dataset"],
-                **given("format_sft"),
+                **arguments_of("format_sft"),
             )
             place(sft, "Format for SFT", "data")
-            base = load_model(**given("load_model"), **cluster.model_store)
+            base = load_model(**arguments_of("load_model"), **cluster.model_store)
             place(base, "Load Base Model", "model", retries=NETWORK_RETRIES)
             tokens = tokenize(
                 train_sft=sft.outputs["train_sft"],
                 val_sft=sft.outputs["val_sft"],
                 model_config=base.outputs["model_config"],
-                **given("tokenize"),
+                **arguments_of("tokenize"),
             )
             place(tokens, "Tokenize", "data")
             data = data_report(
@@ -159,17 +159,17 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 **{name: split.outputs[name] for name in ("train_dataset", "val_dataset")},
                 **{name: sft.outputs[name] for name in ("train_sft", "val_sft")},
                 **{name: tokens.outputs[name] for name in ("train_tokens", "val_tokens")},
-                **given("data_report"),
+                **arguments_of("data_report"),
             )
             place(data, "Data Report", "data")
-            lora = apply_lora(model_config=base.outputs["model_config"], **given("apply_lora"))
+            lora = apply_lora(model_config=base.outputs["model_config"], **arguments_of("apply_lora"))
             place(lora, "Apply LoRA", "model")
             tuned = finetune_lora(
                 model_config=base.outputs["model_config"],
                 lora_config=lora.outputs["lora_config"],
                 train_tokens=tokens.outputs["train_tokens"],
                 val_tokens=tokens.outputs["val_tokens"],
-                **given("finetune_lora"),
+                **arguments_of("finetune_lora"),
             )
             cluster.on_gpu(tuned, "Fine-Tune LoRA", gpu_type, gpu_count, chosen)
             eval_report = evaluate(
@@ -178,10 +178,10 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                 val_tokens=tokens.outputs["val_tokens"],
                 val_sft=sft.outputs["val_sft"],
                 train_tokens=tokens.outputs["train_tokens"],
-                **given("evaluate"),
+                **arguments_of("evaluate"),
             )
             cluster.on_gpu(eval_report, "Evaluate", gpu_type, chosen["evaluation_gpus"], chosen)
-            gate = quality_gate(eval_report=eval_report.outputs["eval_report"], **given("quality_gate"))
+            gate = quality_gate(eval_report=eval_report.outputs["eval_report"], **arguments_of("quality_gate"))
             place(gate, "Quality Gate", "small", cached=False)
             with dsl.If(gate.outputs["Output"] == True, name="gate-open"):  # noqa: E712 - a channel
                 merged = merge_export(
@@ -189,13 +189,13 @@ def finetune_pipeline(options: ClusterOptions) -> Any:
                     ft_result=tuned.outputs["ft_result"],
                     eval_report=eval_report.outputs["eval_report"],
                     plan=chosen["plan"],
-                    **given("merge_export"),
+                    **arguments_of("merge_export"),
                 )
                 place(merged, "Merge & Export", "train")
                 served = vllm_serve(
                     merged_model=merged.outputs["merged_model"],
                     eval_report=eval_report.outputs["eval_report"],
-                    **given("vllm_serve"),
+                    **arguments_of("vllm_serve"),
                 )
                 place(served, "vLLM Serve", "small", cached=False)
             for task in (base, merged):

@@ -1,7 +1,6 @@
-"""What a platform team decides once for its cluster, when the pipeline is compiled.
+"""Compile options: cluster settings that KFP accepts only as constants in the compiled pipeline.
 
-Everything that may differ from run to run is a pipeline parameter or in the recipe's section `cluster`; here is what
-KFP takes only as a constant.
+Settings that may differ between runs are pipeline parameters, or in the recipe's section `cluster`.
 """
 
 from collections.abc import Iterable
@@ -13,22 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from llm_finetune.components.run.check_recipe.cluster import NAME
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.settings import checked
+from llm_finetune.components.shared.settings import validate
 
+PIPELINE = "llm-finetune"  # name of the pipeline on the server
 QUANTITY = r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$"
 CORES = r"^(\d+|\d+m|\d+\.\d+)$"
 SECRET_ENDINGS = ("_TOKEN", "_KEY", "_KEY_ID", "_PASSWORD", "_SECRET")
 
 
 class Size(BaseModel):
-    """What one kind of card asks for.
+    """Resources of one kind of card.
 
     Attributes:
-        cpu: Processors requested.
-        cpu_limit: Most processors that it may use.
-        memory: Memory requested, and its limit.
-        scratch: Most disk that it may use under /tmp; its artifacts lie beside it, unbounded.
-        hours: Hours that its pod may run.
+        cpu: CPU request.
+        cpu_limit: CPU limit.
+        memory: Memory request and limit.
+        scratch: Size limit of /tmp; artifacts are on another volume, without a limit.
+        hours: Timeout of the pod in hours.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,23 +65,23 @@ class ClusterOptions(BaseModel):
     """Options of `llm-finetune compile`.
 
     Attributes:
-        model_cache: Mount a volume for base models and pass them by reference, so that weights never travel through
-            the artifact store. The recipe's cluster.model_cache_claim names its claim.
-        checkpoints: Mount a volume for checkpoints, so that training goes on after its pod was lost. The recipe's
-            cluster.checkpoint_claim names its claim.
-        spot: GPU nodes may be taken away: the cards on them are tried again, training from its last checkpoint.
-        data_claim: Claim of a volume with data of your own, mounted at /mnt/data on the cards that read datasets; it
-            must exist. Empty for none.
-        environment: Variables of the cards that reach out of the cluster, such as HF_ENDPOINT, HTTPS_PROXY or
-            AWS_CA_BUNDLE. They stand in the pipeline as they are: secrets go into the namespace's secrets.
-        ca_config_map: ConfigMap whose key `ca.crt` holds the certificate authorities that those cards trust, in place
-            of the public ones; it must exist. Empty for none.
-        queue: Kueue's local queue that the cards on GPUs wait in; empty for none.
-        image_pull_policy: When the images of the cards are pulled.
-        image_pull_secrets: Secrets for a private registry; those of the run's service account are used anyway.
-        sizes: What each kind of card asks for, where it is not the default: small, data, model or train.
-        caching: Let unchanged cards take their earlier results; never the gate, the deployment and the report.
-        load_online: Let the cards that read from the Hugging Face Hub reach it, whatever their images say; without it
+        model_cache: Mount a volume for base models and pass models by reference, so that weights are not copied through
+            the artifact store. Its PersistentVolumeClaim is cluster.model_cache_claim of the recipe.
+        checkpoints: Mount a volume for checkpoints, so that a retried training resumes. Its PersistentVolumeClaim is
+            cluster.checkpoint_claim of the recipe.
+        spot: GPU nodes may be preempted: GPU cards are retried, training resumes from its last checkpoint.
+        data_claim: Existing PersistentVolumeClaim with datasets, mounted at /mnt/data on the cards that read datasets;
+            empty for none.
+        environment: Environment variables of the cards that access external services, such as HF_ENDPOINT, HTTPS_PROXY
+            or AWS_CA_BUNDLE. They are readable in the pipeline: put secrets into Kubernetes Secrets.
+        ca_config_map: Existing ConfigMap whose key `ca.crt` contains the CA certificates that those cards trust instead
+            of the public ones; empty for none.
+        queue: Kueue LocalQueue of the GPU cards; empty for none.
+        image_pull_policy: Image pull policy of the cards.
+        image_pull_secrets: Image pull secrets, in addition to those of the run's service account.
+        sizes: Resources per kind of card (small, data, model, train) that differ from the defaults.
+        caching: Let unchanged cards use cached results; gate, deployment and report always run.
+        load_online: Let the cards that read from the Hugging Face Hub access it, whatever their images set; if false,
             the environment decides, as in a local run.
     """
 
@@ -102,32 +102,32 @@ class ClusterOptions(BaseModel):
 
     @field_validator("environment")
     @classmethod
-    def _readable_by_all(cls, environment: dict[str, str]) -> dict[str, str]:
+    def _check_environment(cls, environment: dict[str, str]) -> dict[str, str]:
         names = {name.upper() for name in environment}
         if secret := next((name for name in environment if name.upper().endswith(SECRET_ENDINGS)), None):
-            raise ValueError(f"{secret} looks like a secret, and whoever sees the pipeline reads it: use a secret")
-        # Kubeflow's launcher in the same container would ask the proxy for the pipeline's own services.
+            raise ValueError(f"{secret} looks like a secret, but is readable in the pipeline: use a Kubernetes Secret")
+        # Kubeflow's launcher runs in the same container and would use the proxy for the cluster's own services.
         if names & {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} and "NO_PROXY" not in names:
-            raise ValueError("a proxy needs NO_PROXY with the cluster's names, such as .svc,.cluster.local,.kubeflow")
+            raise ValueError("a proxy needs NO_PROXY with the cluster's domains, such as .svc,.cluster.local,.kubeflow")
         return environment
 
     def size(self, kind: Kind) -> Size:
-        """Returns what a kind of card asks for."""
-        return checked(Size, {**SIZES[kind].model_dump(), **self.sizes.get(kind, {})}, f"sizes.{kind}")
+        """Returns the resources of a kind of card."""
+        return validate(Size, {**SIZES[kind].model_dump(), **self.sizes.get(kind, {})}, f"sizes.{kind}")
 
 
 def read_options(file: Path | None, assignments: Iterable[str]) -> ClusterOptions:
-    """Reads compile options: a file, and single options over it.
+    """Reads compile options; single options take precedence over the file.
 
     Args:
-        file: YAML mapping of options, or None.
-        assignments: Options as `name=value`, the value in YAML.
+        file: YAML file with a mapping of options, or None.
+        assignments: Options as `name=value`, with the value in YAML.
 
     Returns:
         The options.
 
     Raises:
-        UserError: If the file cannot be read, or an option is unknown or impossible.
+        UserError: If the file cannot be read, or an option is unknown or invalid.
     """
     values: Any = {}
     if file:
@@ -136,16 +136,16 @@ def read_options(file: Path | None, assignments: Iterable[str]) -> ClusterOption
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"--options {file}: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
-            raise UserError(f"--options {file} holds {type(values).__name__}, not a mapping of options")
+            raise UserError(f"--options {file} contains a {type(values).__name__}; expected a mapping of options")
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(f"--option {assignment!r} is not of the form name=value")
+            raise UserError(f"--option {assignment!r} does not have the form name=value")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--option {assignment!r}: {' '.join(str(error).split())}") from error
-    options = checked(ClusterOptions, values, "option")
+    options = validate(ClusterOptions, values, "option")
     for kind in options.sizes:
         options.size(kind)
     return options

@@ -1,4 +1,4 @@
-"""Parts of the README that are drawn from the pipeline itself: its picture and its parameters."""
+"""Generates the parts of the README that follow from the pipeline: flow chart and parameter table."""
 
 import re
 from pathlib import Path
@@ -6,39 +6,44 @@ from typing import Any
 
 import yaml
 
-from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
+from llm_finetune.components.run.check_recipe.wiring import (
+    PARAMETERS,
+    describe_parameter,
+    parameter_field,
+    parameter_type,
+)
 from llm_finetune.components.shared.markdown import Markdown, code, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def update(readme: Path, pipeline: Path) -> bool:
-    """Rewrites the drawn parts of a README between their markers, `<!-- pipeline -->` and `<!-- parameters -->`.
+    """Rewrites the generated parts of a README, between `<!-- pipeline -->` and `<!-- parameters -->` markers.
 
     Args:
-        readme: The README.
+        readme: README file.
         pipeline: Compiled YAML.
 
     Returns:
-        Whether anything changed.
+        Whether the file changed.
     """
     spec = next(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))
     before = readme.read_text(encoding="utf-8")
     after = before
-    for name, part in (("pipeline", picture(spec)), ("parameters", parameter_table(spec))):
+    for name, part in (("pipeline", flow_chart(spec)), ("parameters", parameter_table())):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        after = re.sub(pattern, rf"\1{_literal(part)}\n\2", after, flags=re.DOTALL)
+        after = re.sub(pattern, rf"\1{_escape_backslashes(part)}\n\2", after, flags=re.DOTALL)
     if after != before:
         readme.write_text(after, encoding="utf-8")
     return after != before
 
 
-def _literal(text: str) -> str:
+def _escape_backslashes(text: str) -> str:
     return text.replace("\\", r"\\")
 
 
-def picture(spec: dict[str, Any]) -> str:
-    """Returns the pipeline as a Mermaid flow chart: a node per card, an arrow per artifact that travels.
+def flow_chart(spec: dict[str, Any]) -> str:
+    """Returns the pipeline as a Mermaid flow chart: a node per card, an arrow per input artifact.
 
     Args:
         spec: The compiled PipelineSpec.
@@ -47,18 +52,18 @@ def picture(spec: dict[str, Any]) -> str:
         A fenced Mermaid block.
     """
     lines = ["```mermaid", "flowchart LR"]
-    lines += _graph(spec, spec["root"]["dag"], {}, indent="    ")
+    lines += _nodes_and_arrows(spec, spec["root"]["dag"], {}, indent="    ")
     return "\n".join([*lines, "```"])
 
 
-def _graph(spec: dict[str, Any], dag: dict[str, Any], outside: dict[str, str], indent: str) -> list[str]:
-    """Lists a graph's nodes and arrows.
+def _nodes_and_arrows(spec: dict[str, Any], dag: dict[str, Any], outside: dict[str, str], indent: str) -> list[str]:
+    """Returns the lines of a DAG's nodes and arrows.
 
     Args:
         spec: The compiled PipelineSpec.
-        dag: The graph to list.
-        outside: Producer of each artifact that comes from the graph around this one, by input name.
-        indent: Spaces before each line.
+        dag: DAG in the PipelineSpec.
+        outside: Producer of each input artifact of the DAG, by input name.
+        indent: Indentation of each line.
     """
     lines: list[str] = []
     for name, task in sorted(dag["tasks"].items(), key=lambda item: _depth(dag["tasks"], item[0])):
@@ -69,7 +74,8 @@ def _graph(spec: dict[str, Any], dag: dict[str, Any], outside: dict[str, str], i
         }
         if "dag" in component:
             gate = _condition_task(task)
-            inner = _graph(spec, component["dag"], {key: producer for key, (producer, _) in sources.items()}, indent)
+            producers = {key: producer for key, (producer, _) in sources.items()}
+            inner = _nodes_and_arrows(spec, component["dag"], producers, indent)
             first = next(line.strip().partition("[")[0] for line in inner if "[" in line)
             lines += [*inner, f"{indent}{gate} -- open --> {first}"] if gate else inner
             continue
@@ -103,25 +109,13 @@ def _depth(tasks: dict[str, Any], name: str) -> tuple[int, str]:
     return (1 + max(_depth(tasks, other)[0] for other in before) if before else 0, name)
 
 
-def parameter_table(spec: dict[str, Any]) -> str:
-    """Returns the pipeline's parameters as a Markdown table.
-
-    Args:
-        spec: The compiled PipelineSpec.
-
-    Returns:
-        The table.
-    """
-    kinds = {"STRING": "text", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "yes/no",
-             "STRUCT": "mapping", "LIST": "list"}  # fmt: skip
+def parameter_table() -> str:
+    """Returns the pipeline's parameters as a Markdown table."""
     rows = []
-    parameters = spec["root"]["inputDefinitions"]["parameters"]
-    for name in (*PARAMETERS, "recipe"):  # the order in which people think of them; KFP's own is alphabetical
-        parameter = parameters[name]
-        default = parameter.get("defaultValue", "")
-        if parameter["parameterType"] == "NUMBER_INTEGER":
-            default = int(default)
-        shown = code(str(default).replace("\n", "\\n")) if default not in ("", {}) else "empty"
-        description = Markdown(parameter.get("description", ""))
-        rows.append((code(name), kinds[parameter["parameterType"]], shown, description))
-    return "\n".join(table(("parameter", "kind", "default", "what it is"), rows))
+    for name in PARAMETERS:
+        default = str(parameter_field(name).get_default(call_default_factory=True))
+        description = Markdown(describe_parameter(name))
+        rows.append((code(name), parameter_type(name).__name__, code(default) if default else "empty", description))
+    recipe = Markdown('All other settings: a section per card, such as {"finetune_lora": {"warmup_ratio": 0.1}}.')
+    rows.append((code("recipe"), "dict", "empty", recipe))
+    return "\n".join(table(("parameter", "type", "default", "description"), rows))

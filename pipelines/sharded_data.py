@@ -1,16 +1,16 @@
-"""The data's half of the pipeline, fanned out: for sources of many files that one machine would read for hours.
+"""The data cards of the pipeline in parallel, for datasets of many files that one machine would read for hours.
 
     files ─ plan ─┬─ load ─┐             ┌─ clean ─ split ─ format ─ tokenize ─┐
                   ├─ load ─┼─ partition ─┼─ clean ─ split ─ format ─ tokenize ─┼─ gather
                   └─ load ─┘             └─ clean ─ split ─ format ─ tokenize ─┘
 
-Rows with the same text meet in one partition, in the order of the files. So each partition is cleaned by itself and the
-rows that stay are those that Filter & Clean keeps of the whole. What needs rows to be compared with all others is done
-within a partition: near-duplicates, and the share of validation rows.
+Rows with the same text are in the same partition, in the order of the files. Each partition can therefore be cleaned
+independently, and exact deduplication keeps the same rows as Filter & Clean on the whole dataset. Near-duplicates and
+the share of validation rows are computed within each partition.
 
-All partitions lie in one artifact: KFP's backend hands only one element of a list of artifacts to the inside of a loop
-or of a nested pipeline (backend/src/v2/metadata/client.go, GetInputArtifactsByExecutionID), without an error. What is
-collected from a loop is whole for the cards beside it. Partition Rows and Gather refuse a list that is not.
+All partitions are in one artifact: KFP's backend passes only one element of a list of artifacts into a loop or a nested
+pipeline (backend/src/v2/metadata/client.go, GetInputArtifactsByExecutionID), without an error. A list collected from a
+loop is complete for cards outside the loop. Partition Rows and Gather reject an incomplete list.
 """
 
 from importlib.metadata import version
@@ -35,7 +35,7 @@ VERSION = version("llm-finetune")
 
 
 class Data(NamedTuple):
-    """What comes out: the kept rows, and both splits as text and as tokens."""
+    """Outputs: the kept rows, and both splits as text and as tokens."""
 
     clean_dataset: dsl.Dataset
     train_sft: dsl.Dataset
@@ -48,14 +48,14 @@ DATASETS = Data._fields
 
 
 def _files_to_tokens(cluster: Cluster) -> Any:
-    """Makes the pipeline around both loops."""
+    """Builds the nested pipeline with both loops."""
     place = cluster.place
 
-    # As a pipeline of its own: KFP's local runner mixes up a loop's item with named outputs of tasks outside the loop.
+    # A nested pipeline: KFP's local runner confuses the item of a loop with named outputs of tasks outside the loop.
     @dsl.pipeline(
         name="llm-shards",
         display_name="Files to tokens",
-        description="Loads each shard, deals the rows out to partitions, and turns each partition into tokens.",
+        description="Loads all shards, distributes the rows over partitions, and tokenizes each partition.",
     )
     def files_to_tokens(
         files: list[dict],
@@ -73,43 +73,43 @@ def _files_to_tokens(cluster: Cluster) -> Any:
         max_length: int,
         seed: int,
     ) -> Data:
-        """Loads each shard, deals the rows out to partitions, and turns each partition into tokens.
+        """Loads all shards, distributes the rows over partitions, and tokenizes each partition.
 
         Args:
-            files: Settings of Load Dataset for each shard.
+            files: Settings of Load Dataset per shard.
             names: Names of the shards.
             shards: Number of partitions.
-            hub_token_secret: Secret with the token of the Hub.
+            hub_token_secret: Secret with the Hugging Face token.
             object_store_secret: Secret with the keys of an object store.
             filter_settings: Settings of Filter & Clean.
             split_settings: Settings of Train/Val Split.
             format_settings: Settings of Format for SFT.
             tokenize_settings: Settings of Tokenize.
-            val_ratio: Share of the rows kept for validation.
-            template: How a row becomes prompt and completion.
-            model_name: Base model whose tokenizer is used.
-            max_length: Most tokens in a row.
-            seed: Seed of split and packing.
+            val_ratio: Share of validation rows.
+            template: Template of prompt and completion.
+            model_name: Base model of the tokenizer.
+            max_length: Maximum tokens per row.
+            seed: Random seed of split and packing.
 
         Returns:
-            The datasets of all partitions, in the order of their numbers.
+            The datasets of all partitions, in order.
         """
         chosen = {"hub_token_secret": hub_token_secret, "object_store_secret": object_store_secret}
         with dsl.ParallelFor(files, name="shards") as shard:
             raw = load_dataset(source_type="jsonl_path", settings=shard, max_samples=0, package_version=VERSION)
             place(raw, "Load Dataset", "data", retries=NETWORK_RETRIES)
             cluster.with_datasets(raw, chosen)
-        dealt = partition_rows(
+        partitioned = partition_rows(
             shards=dsl.Collected(raw.outputs["raw_dataset"]),
             planned=names,
             parts=shards,
             settings=filter_settings,
             package_version=VERSION,
         )
-        place(dealt, "Partition Rows", "data")
-        with dsl.ParallelFor(dealt.outputs["Output"], name="partitions") as partition:
+        place(partitioned, "Partition Rows", "data")
+        with dsl.ParallelFor(partitioned.outputs["Output"], name="partitions") as partition:
             clean = filter_clean(
-                raw_dataset=dealt.outputs["partitions"],
+                raw_dataset=partitioned.outputs["partitions"],
                 partition=partition,
                 settings=filter_settings,
                 package_version=VERSION,
@@ -144,33 +144,33 @@ def _files_to_tokens(cluster: Cluster) -> Any:
             place(tokens, "Tokenize", "data", retries=NETWORK_RETRIES)
             cluster.with_data(cluster.with_hub(tokens, chosen))
 
-        def gathered(title: str, task: dsl.PipelineTask, output: str) -> Any:
-            whole = gather_shards(
+        def gather(title: str, task: dsl.PipelineTask, output: str) -> Any:
+            gathered = gather_shards(
                 shards=dsl.Collected(task.outputs[output]),
-                partitions=dealt.outputs["Output"],
+                partitions=partitioned.outputs["Output"],
                 package_version=VERSION,
             )
-            return place(whole, title, "data").outputs["dataset"]
+            return place(gathered, title, "data").outputs["dataset"]
 
         return Data(
-            gathered("Gather Clean Rows", clean, "clean_dataset"),
-            gathered("Gather Training Rows", sft, "train_sft"),
-            gathered("Gather Validation Rows", sft, "val_sft"),
-            gathered("Gather Training Tokens", tokens, "train_tokens"),
-            gathered("Gather Validation Tokens", tokens, "val_tokens"),
+            gather("Gather Clean Rows", clean, "clean_dataset"),
+            gather("Gather Training Rows", sft, "train_sft"),
+            gather("Gather Validation Rows", sft, "val_sft"),
+            gather("Gather Training Tokens", tokens, "train_tokens"),
+            gather("Gather Validation Tokens", tokens, "val_tokens"),
         )
 
     return files_to_tokens
 
 
 def sharded_data_pipeline(options: ClusterOptions) -> Any:
-    """Makes the pipeline for a cluster.
+    """Builds the pipeline with compile options.
 
     Args:
-        options: What was chosen for the cluster; the volume of data, if there is one, is mounted by many pods at once.
+        options: Compile options; many pods mount the volume of data_claim at the same time.
 
     Returns:
-        The pipeline, as KFP's compiler takes it.
+        The pipeline, for KFP's compiler.
     """
     cluster = Cluster(options)
     place, files_to_tokens = cluster.place, _files_to_tokens(cluster)
@@ -178,7 +178,7 @@ def sharded_data_pipeline(options: ClusterOptions) -> Any:
     @dsl.pipeline(
         name="llm-sharded-data",
         display_name="LLM data, sharded",
-        description="Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.",
+        description="Loads, cleans, splits, formats and tokenizes a dataset of many files on many nodes.",
     )
     def sharded_data(
         files: str,
@@ -188,19 +188,19 @@ def sharded_data_pipeline(options: ClusterOptions) -> Any:
         model_name: str = "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
         max_length: int = 1024,
         seed: int = 42,
-        recipe: dict = {},  # noqa: B006 - the form of kfp
+        recipe: dict = {},  # noqa: B006 - required by kfp
     ) -> Data:
-        """Loads, cleans, splits, formats and tokenizes a dataset of many files on many machines.
+        """Loads, cleans, splits, formats and tokenizes a dataset of many files on many nodes.
 
         Args:
-            files: Files as Load Dataset's jsonl_path takes them, such as s3://bucket/data/*.jsonl.gz.
-            shards: Pods that read side by side, as far as there are files, and partitions cleaned side by side.
-            val_ratio: Share of the rows kept for validation.
-            template: How a row becomes prompt and completion; 'chat' uses the model's own chat template.
-            model_name: Base model whose tokenizer is used: Hub id, or folder under /mnt/data, the volume of data_claim.
-            max_length: Most tokens in a row.
-            seed: Seed of split and packing.
-            recipe: Every other setting: sections fields, filter_clean, train_val_split, format_sft and tokenize.
+            files: Files in the syntax of jsonl_path of Load Dataset, such as s3://bucket/data/*.jsonl.gz.
+            shards: Number of pods that read files in parallel, and number of partitions.
+            val_ratio: Share of validation rows.
+            template: Template of prompt and completion; 'chat' uses the model's chat template.
+            model_name: Base model of the tokenizer: Hub ID, or folder under /mnt/data, the volume of data_claim.
+            max_length: Maximum tokens per row.
+            seed: Random seed of split and packing.
+            recipe: All other settings: sections fields, filter_clean, train_val_split, format_sft and tokenize.
 
         Returns:
             The kept rows, and both splits as text and as tokens.

@@ -1,8 +1,8 @@
-"""Writes the signatures that follow from the cards' settings, so that a setting is declared once, in `settings.py`.
+"""Generates the KFP signatures from the cards' settings, so that a setting is declared once, in `settings.py`.
 
-KFP reads the source of a component's file, so the text itself is written: the settings of each card's face, the
-parameters and outputs of Check Recipe, and the parameters of the pipeline. `make compile` writes them, `make test`
-compares them.
+KFP reads the source of a component's file, so the source itself is generated: the settings in each card's
+`component.py`, parameters and outputs of Check Recipe, and the parameters of the pipeline. `make compile` writes them,
+`make test` compares them.
 """
 
 import ast
@@ -12,13 +12,17 @@ import textwrap
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from llm_finetune.components.run.check_recipe.cluster import ClusterSettings
-from llm_finetune.components.run.check_recipe.wiring import PARAMETERS, SETTINGS, describe_parameter
+from llm_finetune.components.run.check_recipe.wiring import (
+    PARAMETERS,
+    SETTINGS,
+    describe_parameter,
+    parameter_field,
+    plain_type,
+)
 from llm_finetune.components.shared.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +32,13 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class Argument:
-    """A parameter of a function, as it is written in its signature and docstring.
+    """A generated parameter of a function.
 
     Attributes:
-        name: Its name.
-        kind: Its type: str, int, float, bool, list or dict.
-        default: Its default, as Python source.
-        description: Its line under `Args:`.
+        name: Name.
+        kind: Type: str, int, float, bool, list or dict.
+        default: Default, as Python source.
+        description: Entry under `Args:` in the docstring.
     """
 
     name: str
@@ -43,74 +47,53 @@ class Argument:
     description: str
 
 
-def kind_of(annotation: Any) -> str:
-    """Returns the type that KFP's signatures have for a setting's type.
-
-    Args:
-        annotation: The annotation of a pydantic field.
-
-    Returns:
-        str, int, float, bool, list or dict.
-    """
-    origin = get_origin(annotation)
-    if origin in (Annotated, Union, UnionType):
-        return kind_of(get_args(annotation)[0])
-    if origin is Literal:
-        return type(get_args(annotation)[0]).__name__
-    return str((origin or annotation).__name__)
-
-
 def argument(name: str, field: FieldInfo, description: str = "") -> Argument:
-    """Returns how a setting stands in a signature.
+    """Returns the parameter of a signature for a setting.
 
     Args:
-        name: Name of the argument.
+        name: Name of the parameter.
         field: The setting.
-        description: What to say in place of the setting's own description.
+        description: Description to use instead of the setting's description.
     """
     default = field.get_default(call_default_factory=True)
     source = json.dumps(default, ensure_ascii=False) if isinstance(default, str | list | dict) else repr(default)
-    return Argument(name, kind_of(field.annotation), source, description or field.description or "")
+    return Argument(name, plain_type(field.annotation).__name__, source, description or field.description or "")
 
 
 def parameter_arguments() -> list[Argument]:
-    """Returns the pipeline's parameters, with the type and default of the setting that each is given to."""
-    arguments = []
-    for name, ((card, setting), *_) in PARAMETERS.items():
-        field = SETTINGS[card].model_fields[setting]
-        arguments.append(argument(name, field, describe_parameter(name)))
-    return arguments
+    """Returns the pipeline's parameters, with type and default of the settings that they set."""
+    return [argument(name, parameter_field(name), describe_parameter(name)) for name in PARAMETERS]
 
 
-def rendered(source: str, function: str, arguments: list[Argument]) -> str:
-    """Writes arguments into a function's signature, between the markers, and into the `Args:` of its docstring.
+def render(source: str, function: str, arguments: list[Argument]) -> str:
+    """Replaces the generated parameters of a function, in the signature and under `Args:` of the docstring.
 
     Args:
-        source: Text of a Python file.
+        source: Source of the Python file.
         function: Name of the function.
-        arguments: The arguments that belong between the markers.
+        arguments: Parameters between the markers.
 
     Returns:
-        The file's new text.
+        The new source of the file.
     """
     node = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and n.name == function)
     lines = source.split("\n")
-    begin, end = (_marker(lines, node.lineno, text) for text in (BEGIN, END))
+    begin, end = (_find_marker(lines, node.lineno, text) for text in (BEGIN, END))
     old = {arg.arg for arg in node.args.args if begin < arg.lineno - 1 < end}
     docstring = node.body[0]
     first, last = docstring.lineno - 1, docstring.end_lineno or 0
     indent = " " * (node.col_offset + 4)
     new = [f"{indent}{a.name}: {a.kind} = {a.default}," for a in arguments]
-    described = _documented(lines[first:last], old | {a.name for a in arguments}, arguments, indent + "    ")
+    described = _replace_entries(lines[first:last], old | {a.name for a in arguments}, arguments, indent + "    ")
     return "\n".join([*lines[: begin + 1], *new, *lines[end:first], *described, *lines[last:]])
 
 
-def _marker(lines: list[str], after: int, text: str) -> int:
+def _find_marker(lines: list[str], after: int, text: str) -> int:
     return next(i for i, line in enumerate(lines) if i >= after and line.strip() == text)
 
 
-def _documented(docstring: list[str], replaced: set[str], arguments: list[Argument], indent: str) -> list[str]:
-    """Replaces the entries of a docstring's `Args:` that have one of the names."""
+def _replace_entries(docstring: list[str], replaced: set[str], arguments: list[Argument], indent: str) -> list[str]:
+    """Replaces the entries under `Args:` that belong to one of the names."""
     kept: list[str] = []
     place = None
     inside = False
@@ -139,37 +122,37 @@ def _entry(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ", break_on_hyphens=False)
 
 
-def outputs_of_check_recipe(source: str) -> str:
-    """Writes Check Recipe's outputs, one per card and per setting of the recipe's section cluster."""
+def render_check_recipe_outputs(source: str) -> str:
+    """Replaces the outputs of Check Recipe: one per card and per setting of the section `cluster`."""
     lines = source.split("\n")
     begin = max(i for i, line in enumerate(lines) if line.strip() == BEGIN)
     end = max(i for i, line in enumerate(lines) if line.strip() == END)
     outputs = [(card, "dict") for card in SETTINGS]
-    outputs += [(name, kind_of(field.annotation)) for name, field in ClusterSettings.model_fields.items()]
+    outputs += [(name, plain_type(field.annotation).__name__) for name, field in ClusterSettings.model_fields.items()]
     return "\n".join([*lines[: begin + 1], *(f'        ("{name}", {kind}),' for name, kind in outputs), *lines[end:]])
 
 
 def signatures() -> dict[Path, str]:
-    """Returns every file that holds a generated signature, with the text that it is to have."""
+    """Returns the current source of every file with a generated signature."""
     texts = {}
     for file in sorted((ROOT / "components").glob("*/*/settings.py")):
         module = import_module(".".join(("llm_finetune", *file.relative_to(ROOT).with_suffix("").parts)))
         arguments = [argument(name, field) for name, field in module.Settings.model_fields.items()]
         face = file.with_name("component.py")
-        texts[face] = rendered(face.read_text(encoding="utf-8"), file.parent.name, arguments)
+        texts[face] = render(face.read_text(encoding="utf-8"), file.parent.name, arguments)
     recipe = ROOT / "components/run/check_recipe/component.py"
-    texts[recipe] = rendered(recipe.read_text(encoding="utf-8"), "check_recipe", parameter_arguments())
-    texts[recipe] = outputs_of_check_recipe(texts[recipe])
+    texts[recipe] = render(recipe.read_text(encoding="utf-8"), "check_recipe", parameter_arguments())
+    texts[recipe] = render_check_recipe_outputs(texts[recipe])
     pipeline = ROOT / "pipelines/finetune.py"
-    texts[pipeline] = rendered(pipeline.read_text(encoding="utf-8"), "finetune", parameter_arguments())
+    texts[pipeline] = render(pipeline.read_text(encoding="utf-8"), "finetune", parameter_arguments())
     return texts
 
 
 def write_signatures() -> list[Path]:
-    """Writes the signatures that differ from the settings.
+    """Writes the files whose signatures differ from the settings.
 
     Returns:
-        The files that were written.
+        The written files.
     """
     changed = [(path, text) for path, text in signatures().items() if path.read_text(encoding="utf-8") != text]
     for path, text in changed:

@@ -1,4 +1,4 @@
-"""What every card does around its work: version check, readable failure, provenance of its outputs."""
+"""The frame of every card: version check, readable errors, provenance metadata."""
 
 import contextlib
 import errno
@@ -10,27 +10,30 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.metadata import recorded
+from llm_finetune.components.shared.metadata import HasMetadata, read_metadata
+
+if TYPE_CHECKING:
+    from kfp import dsl
 
 PACKAGE_VERSION = version("llm-finetune")
 
 
 @contextlib.contextmanager
 def card(package_version: str = "") -> Iterator[None]:
-    """Runs a card's body so that it fails with one readable message.
+    """Runs a card's body and turns expected failures into one readable message.
 
     A `UserError`, a full disk and an interruption each print a line that starts with `error:` and end the process
-    without a traceback. SIGTERM (a deleted pod, a cancelled run) unwinds the stack, so that half-written files and
-    child processes are cleaned up. Any other exception is a defect of ours and keeps its traceback.
+    without a traceback. SIGTERM (a deleted pod, a cancelled run) unwinds the stack, so that partial files and child
+    processes are cleaned up. Any other exception is a bug in this package and keeps its traceback.
 
     Args:
-        package_version: The version that compiled the pipeline; empty skips the check.
+        package_version: Version that compiled the pipeline; empty skips the check.
 
     Raises:
-        SystemExit: With code 1 after a mistake, 130 or 143 after an interruption.
+        SystemExit: With code 1 after a `UserError` or a full disk, 130 or 143 after an interruption.
     """
     with _sigterm_unwinds():
         try:
@@ -39,23 +42,23 @@ def card(package_version: str = "") -> Iterator[None]:
         except UserError as error:
             _fail(str(error), 1)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing half-written was kept", 130)
+            _fail("interrupted; no partial output was kept", 130)
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            _fail(f"no space left on the device: {error}. Free some space, or give the step a larger disk", 1)
+            _fail(f"no space left on the device: {error}. Free disk space, or give the step a larger disk", 1)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tells whether an exception, or one it came from, means that the disk is full.
+    """Returns whether an exception, or one of its causes, means that the disk is full.
 
-    Rust and C++ libraries (safetensors, pyarrow, torch) raise their own types and keep only the text.
+    Rust and C++ libraries (safetensors, pyarrow, torch) raise their own types and keep only the message.
 
     Args:
         error: Any exception.
 
     Returns:
-        True for ENOSPC and EDQUOT in any wrapping.
+        True for ENOSPC and EDQUOT, however they are wrapped.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -68,20 +71,22 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def lineage(
-    inputs: Mapping[str, Any] | None = None, seed: int | None = None, origin: Mapping[str, Any] | None = None
+    inputs: Mapping[str, HasMetadata | None] | None = None,
+    seed: int | None = None,
+    origin: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
-    """Returns the metadata that says what produced an artifact.
+    """Returns the provenance metadata of an output artifact.
 
     Args:
-        inputs: The card's input artifacts by name (anything with a `metadata` mapping); absent ones may be None.
-        seed: The seed the card used, if any.
-        origin: What a card that loads from outside knows of it: names, revisions, licences.
+        inputs: Input artifacts of the card by name; optional inputs that were not given are None.
+        seed: Random seed of the card, if it used one.
+        origin: Names, revisions and licences of what the card loaded from outside the pipeline.
 
     Returns:
-        `package_version`, `inputs` (name to content hash), `origin` (that of all inputs and the given one) and, where
-        given, `seed`; `part`, where the inputs are of one partition of a dataset.
+        `package_version`, `inputs` (content hash by name), `origin` (merged from all inputs and the given one), and
+        `seed` if given; `part` if all inputs belong to the same partition of a dataset.
     """
-    known = {name: recorded(artifact) for name, artifact in (inputs or {}).items() if artifact is not None}
+    known = {name: read_metadata(artifact) for name, artifact in (inputs or {}).items() if artifact is not None}
     produced_by: dict[str, Any] = {
         "package_version": PACKAGE_VERSION,
         "inputs": {name: metadata.get("content_hash", "") for name, metadata in known.items()},
@@ -97,14 +102,14 @@ def lineage(
     return produced_by
 
 
-def write_metrics(metrics: Any, values: Mapping[str, float | int | str | bool]) -> None:
+def write_metrics(metrics: "dsl.Metrics", values: Mapping[str, float | int | str | bool]) -> None:
     """Logs values to a KFP Metrics artifact and writes its file.
 
-    KFP's caches miss for ever when an output has no file, and `log_metric` alone writes none.
+    KFP's local cache never hits when an output has no file, and `log_metric` alone writes none.
 
     Args:
         metrics: A `dsl.Metrics` artifact.
-        values: Figures by name, all finite.
+        values: Metrics by name; numbers must be finite.
     """
     for name, value in values.items():
         metrics.log_metric(name, value)
@@ -115,8 +120,9 @@ def write_metrics(metrics: Any, values: Mapping[str, float | int | str | bool]) 
 def _check_version(package_version: str) -> None:
     if package_version and package_version != PACKAGE_VERSION:
         raise UserError(
-            f"this image carries llm-finetune {PACKAGE_VERSION}, but the pipeline was compiled by {package_version}. "
-            "Use images with the tag of the compiled version, or compile the pipeline again"
+            f"this image contains llm-finetune {PACKAGE_VERSION}, but the pipeline was compiled by version "
+            f"{package_version}. Use images whose tag is {package_version}, or compile the pipeline with "
+            f"{PACKAGE_VERSION}"
         )
 
 
@@ -128,7 +134,7 @@ def _fail(message: str, code: int) -> None:
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        _fail("stopped by SIGTERM; nothing half-written was kept", 128 + number)
+        _fail("stopped by SIGTERM; no partial output was kept", 128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

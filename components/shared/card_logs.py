@@ -1,7 +1,7 @@
-"""What a card's log says to programs: the outcome that the card recorded, and the error that it ended with.
+"""Machine-readable content of a card's log: the outcome that the card recorded, and its last error.
 
-On a cluster, a pod's log holds more than the card's own lines: the launcher of Kubeflow Pipelines, which starts the
-card, writes lines in klog's form (`F1127 20:01:02.123456 1 main.go:60] …`), and so does Argo's executor around it.
+On a cluster, the log of a pod also contains lines of the launcher of Kubeflow Pipelines, in klog format
+(`F1127 20:01:02.123456 1 main.go:60] …`), and lines of Argo's executor.
 """
 
 import contextlib
@@ -10,67 +10,68 @@ import re
 from typing import Any
 
 OUTCOME = "llm-finetune-outcome: "
-KILLED = "killed for memory; give the card's size more (option sizes of llm-finetune compile)"
+OUT_OF_MEMORY = "out of memory; raise the memory of the card's size (option `sizes` of llm-finetune compile)"
+NO_OUTPUT = "the card produced no output (killed? out of memory?)"
 ERROR, TRACEBACK = "error: ", "Traceback (most recent call last):"
 _KLOG = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (\S+):\d+\] ?")
 _ARGO = re.compile(r'time="?\d{4}-\d\d-\d\dT\S+ level=|Error: exit status \d+$')
 _GO_STACK = re.compile(r"goroutine \d+ .*\[.+\]:")
-_CARD_ENDED = re.compile(r"(exit status \d+|signal: [\w ]+)\W*$")  # of the process that the launcher started
+_CARD_EXIT = re.compile(r"(exit status \d+|signal: [\w ]+)\W*$")  # of the process started by the launcher
 
 
-def record(by: str, **facts: Any) -> None:
-    """Prints what a card has decided or done, as one line of JSON that `recorded` reads.
+def record_outcome(by: str, **facts: object) -> None:
+    """Prints the outcome of a card as one line of JSON, for `read_outcome`.
 
-    The Report card runs as an exit handler, which cannot take other cards' outputs as inputs; it reads their logs.
+    The Report card is an exit handler and cannot have outputs of other cards as inputs, so it reads their logs.
 
     Args:
         by: Name of the card's function.
-        facts: Plain JSON values by name.
+        facts: JSON values by name.
     """
     print(OUTCOME + json.dumps({"by": by} | facts, ensure_ascii=False), flush=True)
 
 
-def recorded(log: str, by: str) -> dict[str, Any]:
-    """Returns what a card recorded last, or an empty mapping.
+def read_outcome(log: str, by: str) -> dict[str, Any]:
+    """Returns the last outcome that a card recorded, or an empty mapping.
 
     Args:
-        log: What the card printed.
-        by: Name of its function.
+        log: Log of the card.
+        by: Name of the card's function.
     """
     found: dict[str, Any] = {}
     for line in log.splitlines():
         if line.startswith(OUTCOME):
             with contextlib.suppress(ValueError):
-                said = json.loads(line.removeprefix(OUTCOME))
-                if isinstance(said, dict) and said.get("by") == by:
-                    found = said
+                outcome = json.loads(line.removeprefix(OUTCOME))
+                if isinstance(outcome, dict) and outcome.get("by") == by:
+                    found = outcome
     return found
 
 
-def told_error(log: str, runner: str = "launcher") -> str:
-    """Returns the error that a card's log ends with, without tracebacks and without the backend's own lines.
+def last_error(log: str, runner: str = "launcher") -> str:
+    """Returns the last error in a card's log, without traceback and without lines of the backend.
 
     Args:
-        log: What the card's container printed.
-        runner: Which part of Kubeflow Pipelines ran in it: launcher or driver.
+        log: Log of the card's container.
+        runner: Component of Kubeflow Pipelines in the container: launcher or driver.
 
     Returns:
-        The launcher's own error, where it failed and not the card; else what follows the card's last `error:`; else
-        the exception of its last traceback; else its last line.
+        The first of these that the log contains: an error of the launcher itself; the text after the last `error:`;
+        the exception of the last traceback; the last line.
     """
-    lines, fatal = _parted(log)
-    if fatal and not _CARD_ENDED.search(fatal):
-        return f"the {runner} of Kubeflow Pipelines says: {fatal}"
+    lines, fatal = _split_lines(log)
+    if fatal and not _CARD_EXIT.search(fatal):
+        return f"the {runner} of Kubeflow Pipelines failed: {fatal}"
     marks = [i for i, line in enumerate(lines) if line.strip().startswith(ERROR)]
     if marks:
         return "\n".join(line.strip() for line in lines[marks[-1] :]).removeprefix(ERROR)
     if "signal: killed" in fatal:
-        return KILLED
-    return _exception(lines) or (lines[-1].strip() if lines else "it ended without a word (killed? out of memory?)")
+        return OUT_OF_MEMORY
+    return _exception(lines) or (lines[-1].strip() if lines else NO_OUTPUT)
 
 
-def _parted(log: str) -> tuple[list[str], str]:
-    """Returns the lines that the card itself printed, and the message that its launcher ended with."""
+def _split_lines(log: str) -> tuple[list[str], str]:
+    """Splits a log into the lines of the card and the fatal message of the launcher."""
     lines: list[str] = []
     fatal: list[str] = []
     ending = in_stack = False
@@ -78,8 +79,8 @@ def _parted(log: str) -> tuple[list[str], str]:
         klog = _KLOG.search(line)
         if klog:
             if line[: klog.start()].strip():
-                lines.append(line[: klog.start()])  # what the card printed last had no line end
-            # PyTorch writes lines of this form too, from Python.
+                lines.append(line[: klog.start()])  # the last line of the card had no newline
+            # PyTorch also writes lines in this format, from Python files.
             ending, in_stack = klog[1] == "F" and klog[2].endswith(".go"), False
             fatal = [line[klog.end() :]] if ending else fatal
         elif line.startswith("panic: "):
@@ -93,7 +94,7 @@ def _parted(log: str) -> tuple[list[str], str]:
 
 
 def _exception(lines: list[str]) -> str:
-    """Returns the exception below the last traceback, all its lines; empty without one."""
+    """Returns all lines of the exception of the last traceback, or an empty string."""
     starts = [i for i, line in enumerate(lines) if line.strip() == TRACEBACK]
     if not starts:
         return ""

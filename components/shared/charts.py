@@ -3,30 +3,44 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 WIDTH, HEIGHT = 760, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 34
 BINS = 40
-# A few values beyond so many times the range of nearly all others share the last bar, or they would flatten the rest.
+# If the maximum exceeds TAIL_FACTOR times the (1 - TAIL) quantile, the last bar counts all values above that quantile.
 TAIL, TAIL_FACTOR = 0.005, 2
+
+
+class Line(TypedDict):
+    """One series of a line chart.
+
+    Attributes:
+        name: Name of the series.
+        path: SVG path data.
+        dots: x, y and tooltip of each point; empty for series of many points.
+    """
+
+    name: str
+    path: str
+    dots: list[tuple[float, float, str]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart laid out in pixels, for the `chart` macro of `macros.html.jinja`.
+    """Layout of a line chart in pixels, for the macro `chart` of `macros.html.jinja`.
 
     Attributes:
-        lines: Per series its `name`, `path` (SVG path data) and `dots` (x, y and what the dot says).
-        x_ticks: Position and label of each mark on the x axis.
-        y_ticks: The same on the y axis.
-        x_label: What the x axis measures.
-        description: The chart in words, for screen readers.
+        lines: Name, SVG path and dots of each series.
+        x_ticks: Position and label of each tick of the x axis.
+        y_ticks: Position and label of each tick of the y axis.
+        x_label: Label of the x axis.
+        description: Text alternative for screen readers.
     """
 
-    lines: list[dict[str, Any]]
+    lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     x_label: str
@@ -34,15 +48,15 @@ class Chart:
 
 
 def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, description: str) -> Chart:
-    """Lays out a line chart.
+    """Computes the layout of a line chart.
 
     Args:
-        series: Points (x, y) by name; points that are not finite are left out.
-        x_label: What the x axis measures.
-        description: The chart in words.
+        series: Points (x, y) by name; points that are not finite are skipped.
+        x_label: Label of the x axis.
+        description: Text alternative for screen readers.
 
     Returns:
-        The chart, or one without lines if there is no point.
+        The chart; without lines if there are no points.
     """
     finite = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()
@@ -59,7 +73,7 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str
     def down(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
 
-    lines = [
+    lines: list[Line] = [
         {
             "name": name,
             "path": "M" + " L".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line),
@@ -78,7 +92,7 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Returns round numbers that enclose a range: steps of 1, 2 or 5 times a power of ten."""
+    """Returns round tick values that include a range; steps are 1, 2 or 5 times a power of ten."""
     if high <= low:
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
     rough = (high - low) / most
@@ -88,55 +102,71 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+class Bar(TypedDict):
+    """One bar of a histogram: its place in per cent, and the tooltip."""
+
+    x: float
+    width: float
+    height: float
+    label: str
+
+
 @dataclass(frozen=True)
 class Histogram:
-    """A histogram laid out in per cent of its box, for the `histogram` macro of `macros.html.jinja`.
+    """Layout of a histogram in per cent of its box, for the macro `histogram` of `macros.html.jinja`.
 
     Attributes:
-        bars: Per bin its `x`, `width` and `height`, and the `label` that says what it counts.
-        least: The smallest value.
-        most: The largest value.
-        middle: The median.
-        last: Where the last bar begins if it holds all larger values, else 0.
+        bars: One bar per bin.
+        minimum: Smallest value.
+        maximum: Largest value.
+        median: Median.
+        overflow_start: First value of the last bar if that bar counts all larger values, else 0.
         highest: Rows in the highest bar.
-        rows: Rows in all.
-        unit: What is measured, plural.
+        rows: Total rows.
+        unit: Unit of the values, plural.
     """
 
-    bars: list[dict[str, Any]]
-    least: int
-    most: int
-    middle: int
-    last: int
+    bars: list[Bar]
+    minimum: int
+    maximum: int
+    median: int
+    overflow_start: int
     highest: int
     rows: int
     unit: str
 
 
 def histogram(counts: np.ndarray, unit: str) -> Histogram:
-    """Lays out how many rows have which size.
+    """Computes the layout of a histogram of row sizes.
 
     Args:
         counts: Number of rows per size, shape [largest size + 1].
-        unit: What is measured, plural, such as `characters`.
+        unit: Unit of the sizes, plural, such as `characters`.
 
     Returns:
-        The histogram; without bars if there is no row.
+        The histogram; without bars if there are no rows.
     """
     present = np.flatnonzero(counts)
     if not len(present):
         return Histogram([], 0, 0, 0, 0, 0, 0, unit)
-    least, most = int(present[0]), int(present[-1])
-    below = np.cumsum(counts)
-    rows = int(below[-1])
-    middle, usual = (int(np.searchsorted(below, share * rows)) for share in (0.5, 1 - TAIL))
-    limit = usual if most > TAIL_FACTOR * max(usual, 1) else most
-    width = max(1, -(-(limit - least + 1) // BINS))
-    edges = np.append(np.arange(least, limit + 1, width), [limit + 1] if limit < most else []).astype(np.int64)
-    sizes = np.add.reduceat(counts[: most + 1], edges).tolist()
-    bars = []
+    minimum, maximum = int(present[0]), int(present[-1])
+    cumulative = np.cumsum(counts)
+    rows = int(cumulative[-1])
+    median, quantile = (int(np.searchsorted(cumulative, share * rows)) for share in (0.5, 1 - TAIL))
+    limit = quantile if maximum > TAIL_FACTOR * max(quantile, 1) else maximum
+    width = max(1, -(-(limit - minimum + 1) // BINS))
+    edges = np.append(np.arange(minimum, limit + 1, width), [limit + 1] if limit < maximum else []).astype(np.int64)
+    sizes = np.add.reduceat(counts[: maximum + 1], edges).tolist()
+    bars: list[Bar] = []
     for i, (edge, size) in enumerate(zip(edges.tolist(), sizes, strict=True)):
-        end = int(edges[i + 1]) - 1 if i + 1 < len(sizes) else most
-        drawn = {"x": 100 * i / len(sizes), "width": 90 / len(sizes), "height": 100 * size / max(sizes)}
-        bars.append(drawn | {"label": f"{edge:,} to {end:,} {unit}: {size:,} rows"})
-    return Histogram(bars, least, most, middle, int(edges[-1]) if limit < most else 0, max(sizes), rows, unit)
+        end = int(edges[i + 1]) - 1 if i + 1 < len(sizes) else maximum
+        bars.append(
+            {
+                "x": 100 * i / len(sizes),
+                "width": 90 / len(sizes),
+                "height": 100 * size / max(sizes),
+                "label": f"{edge:,} to {end:,} {unit}: {size:,} rows",
+            }
+        )
+    overflow_start = int(edges[-1]) if limit < maximum else 0
+    return Histogram(bars, minimum, maximum, median, overflow_start, max(sizes), rows, unit)

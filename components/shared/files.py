@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: written beside their place and renamed."""
+"""Atomic writes of files and folders, and content hashes."""
 
 import contextlib
 import hashlib
@@ -12,14 +12,14 @@ from llm_finetune.components.shared.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a folder to write into that takes its final name only when the block succeeds.
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Writes a folder atomically: it gets its final name only if the block succeeds.
 
     Args:
-        path: The final folder. An existing one is replaced.
+        path: Final folder; an existing one is replaced.
 
     Yields:
-        An empty folder beside it, on the same file system.
+        An empty temporary folder next to it, on the same file system.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -35,7 +35,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all, and makes its folder."""
+    """Writes a text file atomically and creates its folder."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(final.name + ".partial")
@@ -47,32 +47,35 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def content_hash(path: str | Path, pattern: str = "**/*") -> str:
-    """Returns a hash of the names and bytes of a folder's files.
+    """Returns a hash of the names and contents of a folder's files.
 
     Args:
-        path: A folder, or one file.
-        pattern: Which files of the folder count.
+        path: Folder, or one file.
+        pattern: Glob pattern of the files to include.
 
     Returns:
-        `sha256:` and 64 hexadecimal digits; the same for the same files wherever they lie.
+        `sha256:` and 64 hexadecimal digits; independent of where the folder is.
     """
     root = Path(path)
     files = [root] if root.is_file() else sorted(file for file in root.glob(pattern) if file.is_file())
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         name = file.name if root.is_file() else file.relative_to(root).as_posix()
-        whole.update(f"{name}\0{digest}\n".encode())
-    return f"sha256:{whole.hexdigest()}"
+        total.update(f"{name}\0{digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
 
 
-def make_writable(folder: str | Path, what: str) -> None:
-    """Makes a folder, or refuses one that cannot be written to, such as a new volume that belongs to root alone.
+def ensure_writable(folder: str | Path, what: str) -> None:
+    """Creates a folder and checks that it is writable; a new volume may be writable by root only.
 
     Args:
-        folder: The folder.
-        what: What the folder is, for the message.
+        folder: Folder to create.
+        what: Description of the folder for the error message.
+
+    Raises:
+        UserError: If the folder cannot be created or written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -81,5 +84,5 @@ def make_writable(folder: str | Path, what: str) -> None:
     except OSError as error:
         raise UserError(
             f"{what} cannot be written to ({error.strerror}) by user {os.getuid()}, group {os.getgid()}. Give the "
-            "volume to them, as the Job of manifests/components/writable-volumes does, or take another folder"
+            "volume to them, as the Job of manifests/components/writable-volumes does, or use another folder"
         ) from error

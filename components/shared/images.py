@@ -1,6 +1,6 @@
-"""The image families of the cards, as component decorators.
+"""Component decorators of the image families `data`, `train` and `control`.
 
-Importing this module imports kfp: only the cards' `component.py` does so.
+This module imports kfp, so only `component.py` files import it.
 """
 
 import functools
@@ -12,24 +12,25 @@ from pathlib import Path
 from kfp import dsl
 
 DEFAULT_REGISTRY = "ghcr.io/llm-finetune"
-# Digests of the images that `make images PUSH=1` has pushed; an installed package has no such file beside it.
-PUSHED = Path(os.environ.get("LLM_FINETUNE_IMAGES") or Path(__file__).resolve().parents[2] / "build" / "images.json")
+ROOT = Path(__file__).resolve().parents[2]
+# Written by `make images PUSH=1`; an installed package has no such file.
+PUSHED_IMAGES = Path(os.environ.get("LLM_FINETUNE_IMAGES") or ROOT / "build" / "images.json")
 
 
-def image(family: str) -> str:
-    """Returns an image family's reference.
+def image_reference(family: str) -> str:
+    """Returns the image reference of an image family.
 
-    A registry named in LLM_FINETUNE_REGISTRY comes first, with the package version as the tag; then the digest of what
-    has been pushed for this version; then the published images.
+    In this order: the registry in LLM_FINETUNE_REGISTRY with the package version as the tag; the digest pushed for
+    this version; the default registry with the package version as the tag.
     """
     tagged = f"{os.environ.get('LLM_FINETUNE_REGISTRY') or DEFAULT_REGISTRY}/{family}:{version('llm-finetune')}"
-    if os.environ.get("LLM_FINETUNE_REGISTRY") or not PUSHED.is_file():
+    if os.environ.get("LLM_FINETUNE_REGISTRY") or not PUSHED_IMAGES.is_file():
         return tagged
-    pushed = json.loads(PUSHED.read_text(encoding="utf-8"))
+    pushed = json.loads(PUSHED_IMAGES.read_text(encoding="utf-8"))
     return str(pushed["images"].get(family, tagged)) if pushed["version"] == version("llm-finetune") else tagged
 
 
-# The images carry kfp already: nothing is installed when a step starts.
-data_component = functools.partial(dsl.component, base_image=image("data"), install_kfp_package=False)
-train_component = functools.partial(dsl.component, base_image=image("train"), install_kfp_package=False)
-control_component = functools.partial(dsl.component, base_image=image("control"), install_kfp_package=False)
+# kfp is part of the images; a step installs nothing.
+data_component = functools.partial(dsl.component, base_image=image_reference("data"), install_kfp_package=False)
+train_component = functools.partial(dsl.component, base_image=image_reference("train"), install_kfp_package=False)
+control_component = functools.partial(dsl.component, base_image=image_reference("control"), install_kfp_package=False)

@@ -1,4 +1,4 @@
-"""Object stores behind fsspec: one way to open them, and to explain why one refuses."""
+"""Access to object stores through fsspec, with readable errors."""
 
 import contextlib
 import time
@@ -11,28 +11,28 @@ import fsspec
 from llm_finetune.components.shared.errors import UserError, first_line
 
 PROBE = ".llm-finetune-write-test"
-PAUSES = (1.0, 5.0)  # seconds before a file whose connection broke is sent again
+RETRY_PAUSES = (1.0, 5.0)  # seconds before an upload is retried after a connection error
 
 
-def is_remote(place: str) -> bool:
-    """Tells a storage URI from a path."""
-    return "://" in place
+def is_remote(location: str) -> bool:
+    """Returns whether a location is a storage URI and not a path."""
+    return "://" in location
 
 
 def open_store(uri: str, setting: str) -> tuple[Any, str]:
-    """Opens the store of a URI.
+    """Opens the object store of a URI.
 
     Args:
         uri: Such as `s3://bucket/models/address`.
-        setting: Name of the setting that holds it, for the message.
+        setting: Name of the setting with the URI, for the error message.
 
     Returns:
-        fsspec's file system and the folder in it.
+        The fsspec file system and the path in it.
 
     Raises:
-        UserError: If no library knows such URIs.
+        UserError: If no installed library supports the URI's scheme.
     """
-    # Google's store compares the sum of what has arrived; those of S3 are compared by its client anyway.
+    # gcsfs verifies the checksum of an upload only with this option; the S3 client always does.
     options = {"consistency": "md5"} if uri.startswith(("gs://", "gcs://")) else {}
     try:
         system, root = fsspec.core.url_to_fs(uri, **options)
@@ -42,16 +42,16 @@ def open_store(uri: str, setting: str) -> tuple[Any, str]:
 
 
 def check_writable(system: Any, root: str) -> None:
-    """Writes and removes an empty file; raises what the store's library does."""
+    """Writes and removes an empty file; raises the errors of the store's library."""
     system.makedirs(root, exist_ok=True)
     system.pipe_file(f"{root}/{PROBE}", b"")
     system.rm_file(f"{root}/{PROBE}")
 
 
-def send(system: Any, file: Path, target: str) -> None:
-    """Sends a file, again where the connection breaks."""
+def upload_file(system: Any, file: Path, target: str) -> None:
+    """Uploads a file and retries after connection errors."""
     system.makedirs(target.rpartition("/")[0], exist_ok=True)
-    for pause in (*PAUSES, None):
+    for pause in (*RETRY_PAUSES, None):
         try:
             system.put_file(str(file), target)
             return
@@ -62,20 +62,23 @@ def send(system: Any, file: Path, target: str) -> None:
 
 
 @contextlib.contextmanager
-def refusals(uri: str, setting: str, again: str) -> Iterator[None]:
-    """Turns what a store's library raises into one message.
+def explain_store_errors(uri: str, setting: str, again: str) -> Iterator[None]:
+    """Turns errors of a store's library into a `UserError`.
 
     Args:
-        uri: The place.
-        setting: Name of the setting that holds it.
-        again: What running again does, for the message.
+        uri: Location that is written to.
+        setting: Name of the setting with the URI.
+        again: What happens on the next run, for the error message.
+
+    Raises:
+        UserError: If the block raises any exception.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # every storage library raises types of its own
+    except Exception as error:  # each storage library raises its own types
         raise UserError(
-            f"{setting} = {uri!r} can't be written: {type(error).__name__}: {first_line(error)}. Check the address "
+            f"{setting} = {uri!r} cannot be written: {type(error).__name__}: {first_line(error)}. Check the address "
             f"and the credentials of the step's service account; {again}"
         ) from error

@@ -1,28 +1,27 @@
-"""Report pages: one self-contained HTML file each, no script, no network."""
+"""HTML pages of cards: self-contained files without scripts and network access."""
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from llm_finetune.components.shared.files import write_text
 
 
-def write_page(path: str | Path, template: str | Path, **values: Any) -> None:
+def write_page(path: str | Path, template: str | Path, **values: object) -> None:
     """Renders a page and writes it.
 
     Args:
-        path: The file to write.
-        template: A Jinja template file that extends `page.html.jinja`. Everything in `values` is escaped.
-        **values: What the template shows; `title` heads the page.
+        path: File to write.
+        template: Jinja template that extends `page.html.jinja`. All values are escaped.
+        **values: Variables of the template, among them `title`.
     """
     write_text(path, _environment(Path(template).parent).get_template(Path(template).name).render(**values))
 
 
-def cut(value: Any, characters: int) -> str:
-    """Returns a value as text of at most so many characters, ended by `…` where it was cut."""
+def cut(value: object, characters: int) -> str:
+    """Returns a value as text of at most `characters` characters; longer text ends in `…`."""
     text = value if isinstance(value, str) else "" if value is None else str(value)
     return text if len(text) <= characters else text[: characters - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Progress of a long card as lines of its log, which a terminal can turn into a bar."""
+"""Progress lines in the log of a card, which the command line shows as a progress bar."""
 
 import re
 import time
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProgressLine:
-    """What one progress line of a card's log says.
+    """A parsed progress line.
 
     Attributes:
-        label: What is being done, such as `train`.
-        done: Units finished.
-        total: Units in all.
-        detail: The rest of the line: unit, rate, time left, latest figures.
+        label: Activity, such as `train`.
+        done: Finished units.
+        total: Total units.
+        detail: Rest of the line: unit, rate, time left, latest metrics.
     """
 
     label: str
@@ -23,7 +23,7 @@ class ProgressLine:
 
 
 class Progress:
-    """Prints progress at most every few seconds, with rate and time left.
+    """Prints progress lines with rate and time left, at most one every few seconds.
 
     Example line: `progress: train 120/312 steps, 1.64 steps/s, 1:57 left, loss 0.1834`.
     """
@@ -32,10 +32,10 @@ class Progress:
         """Starts the clock.
 
         Args:
-            label: What is being done.
-            total: Units in all.
+            label: Activity.
+            total: Total units.
             unit: Name of the unit, plural.
-            every_seconds: Least time between two lines; the first and the last are always printed.
+            every_seconds: Minimum seconds between two lines; the first and the last line are always printed.
         """
         self.label, self.total, self.unit, self.every_seconds = label, total, unit, every_seconds
         self.started = time.monotonic()
@@ -46,8 +46,8 @@ class Progress:
         """Prints a line if one is due.
 
         Args:
-            done: Units finished so far, resumed ones included; the rate counts only those since the first call.
-            detail: Latest figures to append.
+            done: Finished units, including those of a resumed run; the rate counts from the first call.
+            detail: Latest metrics to append.
         """
         now = time.monotonic()
         if self.first_done is None:
@@ -59,26 +59,26 @@ class Progress:
         parts = [f"progress: {self.label} {done}/{self.total} {self.unit}"]
         if rate > 0:
             parts.append(f"{rate:.3g} {self.unit}/s")
-            parts.append(f"{clock((self.total - done) / rate)} left")
+            parts.append(f"{format_duration((self.total - done) / rate)} left")
         if detail:
             parts.append(detail)
         print(", ".join(parts), flush=True)
 
 
-def parse(line: str) -> ProgressLine | None:
-    """Reads a line of a card's log.
+def parse_progress(line: str) -> ProgressLine | None:
+    """Parses a line of a card's log.
 
     Args:
         line: Any line.
 
     Returns:
-        The progress it reports, or None if it is something else.
+        The progress, or None if the line is not a progress line.
     """
     match = re.match(r"\s*progress: (.+?) (\d+)/(\d+) (.*)$", line)
     return ProgressLine(match[1], int(match[2]), int(match[3]), match[4].strip()) if match else None
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a duration as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

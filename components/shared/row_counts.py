@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.metadata import recorded
+from llm_finetune.components.shared.metadata import read_metadata
 
 
 def check_whole(datasets: Mapping[str, Any]) -> None:
@@ -22,7 +22,7 @@ def check_whole(datasets: Mapping[str, Any]) -> None:
             UserError: If rows are missing or a file is truncated.
     """
     for name, dataset in datasets.items():
-        rows = recorded(dataset).get("rows") if dataset is not None else None
+        rows = read_metadata(dataset).get("rows") if dataset is not None else None
         if rows is not None:
             check_files(name, dataset.path, int(rows))
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import whole_folder
+from llm_finetune.components.shared.files import atomic_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         """Creates the folder."""
-        self.folder = self._stack.enter_context(whole_folder(self.path))
+        self.folder = self._stack.enter_context(atomic_folder(self.path))
         return self
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:

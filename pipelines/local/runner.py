@@ -1,4 +1,4 @@
-"""Runs a compiled pipeline on this machine and stops all of it when asked to."""
+"""Runs a compiled pipeline on this machine and stops all its processes at the end."""
 
 import contextlib
 import json
@@ -18,24 +18,24 @@ from rich.console import Console
 from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
 from llm_finetune.components.shared.engine import processes
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.local.pages import Outcome, finish_pages, show_index, write_pages
 from llm_finetune.pipelines.local.state import RunState
 from llm_finetune.pipelines.run_view.display import Display
 
-# KFP's local runner replaces this text in every value it passes to a step by the interpreter's path.
-REWRITTEN = "python3"
+# KFP's local runner replaces this text with the interpreter's path in every value that it passes to a step.
+REPLACED_TEXT = "python3"
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A run that has ended.
+    """A finished run.
 
     Attributes:
-        state: Its cards.
+        state: State of its cards.
         seconds: Wall time.
-        peak_memory_gib: Most memory that all its processes held together, shared pages counted once.
-        succeeded: Whether every card that was to run did.
+        peak_memory_gib: Peak memory of all its processes together; shared pages count once.
+        succeeded: Whether all cards succeeded, except those behind a closed gate.
     """
 
     state: RunState
@@ -53,29 +53,29 @@ def run_pipeline(
     console: Console,
     environment: dict[str, str] | None = None,
 ) -> LocalRun:
-    """Runs a pipeline to its end, showing its progress.
+    """Runs a pipeline and shows its progress.
 
     Args:
         pipeline: Compiled YAML.
-        arguments: Its parameters.
+        arguments: Pipeline parameters.
         folder: New folder for logs and artifacts.
         cache_root: Folder of cache entries.
-        caching: Whether earlier results are taken where nothing has changed.
-        console: Where progress is shown.
-        environment: Variables for the cards, over this process's own.
+        caching: Whether unchanged cards use cached results.
+        console: Console for the progress.
+        environment: Additional environment variables of the cards.
 
     Returns:
-        The run.
+        The finished run.
 
     Raises:
-        UserError: If a path holds text that KFP's local runner would rewrite.
-        KeyboardInterrupt: After everything has been stopped.
+        UserError: If a path contains text that KFP's local runner would replace.
+        KeyboardInterrupt: After all processes have been stopped.
     """
     for name, value in {"folder": str(folder), **arguments}.items():
-        if REWRITTEN in json.dumps(value):
+        if REPLACED_TEXT in json.dumps(value):
             raise UserError(
-                f"{name} = {value!r} holds {REWRITTEN!r}, which KFP's local runner would replace. "
-                "Use a path without it (a symbolic link will do)"
+                f"{name} = {value!r} contains {REPLACED_TEXT!r}, which KFP's local runner would replace. Use a path "
+                "without it, for example a symbolic link"
             )
     state = RunState(pipeline, folder, cache_root)
     job = folder / "job.json"
@@ -94,7 +94,7 @@ def run_pipeline(
     try:
         with (
             _worker(job, environment or {}) as worker,
-            _memory_watch() as memory,
+            _measure_memory() as memory,
             Display(console, state) as display,
         ):
             assert worker.stdout is not None
@@ -104,11 +104,11 @@ def run_pipeline(
                 if event:
                     _write_pages_so_far(state)
                 if state.failed:
-                    break  # the rest of the graph is of no use any more
+                    break  # the local runner would continue with independent cards
             else:
                 worker.wait()
     except KeyboardInterrupt:
-        finish_pages(console, state, Outcome("stopped", facts={"time": clock(time.monotonic() - started)}))
+        finish_pages(console, state, Outcome("stopped", facts={"time": format_duration(time.monotonic() - started)}))
         show_index(console, state)
         raise
     succeeded = worker.returncode == 0 and state.failed is None
@@ -116,13 +116,13 @@ def run_pipeline(
 
 
 def _write_pages_so_far(state: RunState) -> None:
-    with contextlib.suppress(OSError):  # told at the run's end, where it is tried again
-        write_pages(state, Outcome("running", f"as of {time.strftime('%H:%M:%S')}; written anew whenever a card ends"))
+    with contextlib.suppress(OSError):  # reported at the end of the run, after another attempt
+        write_pages(state, Outcome("running", f"as of {time.strftime('%H:%M:%S')}; updated when a card ends"))
 
 
 @contextlib.contextmanager
 def _worker(job: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Starts the worker in a session of its own and leaves nothing of it behind."""
+    """Starts the worker in its own session and stops all its processes at the end."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "llm_finetune.pipelines.local.worker", str(job)],
         stdout=subprocess.PIPE,
@@ -157,8 +157,8 @@ class _Memory:
 
 
 @contextlib.contextmanager
-def _memory_watch(every_seconds: float = 2.0) -> Iterator[_Memory]:
-    """Measures the memory of this process and of all that the run started while the block runs."""
+def _measure_memory(every_seconds: float = 2.0) -> Iterator[_Memory]:
+    """Measures the peak memory of this process and of all processes of the run during the block."""
     memory, done = _Memory(), threading.Event()
 
     def watch() -> None:
@@ -175,9 +175,10 @@ def _memory_watch(every_seconds: float = 2.0) -> Iterator[_Memory]:
 
 
 def _memory_of_run() -> int:
-    """Returns the proportional set size of the run's processes in bytes (Linux; elsewhere their resident size).
+    """Returns the proportional set size of the run's processes in bytes; the resident set size if not on Linux.
 
-    Every process of a run carries its owner's number, the model server too, which is nobody's child.
+    The environment of each process of a run contains the owner's process ID. The parent process is no criterion: the
+    model server is reparented to init.
     """
     own, total = os.getpid(), 0
     for process in psutil.process_iter():

@@ -1,27 +1,27 @@
-"""State of a local run: its cards, their times, logs and outputs."""
+"""State of a local run: times, logs and outputs of its cards."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from llm_finetune.components.shared.card_logs import told_error
-from llm_finetune.components.shared.progress import parse
+from llm_finetune.components.shared.card_logs import last_error
+from llm_finetune.components.shared.progress import parse_progress
 from llm_finetune.pipelines.local.events import read_event
 from llm_finetune.pipelines.run_view.cards import CardRun, Event, read_cards
 
-EXECUTOR_OUTPUT = "executor_output.json"  # KFP's local runner keeps it beside a card's outputs
+EXECUTOR_OUTPUT = "executor_output.json"  # written by KFP's local runner next to the outputs
 
 
 class RunState:
-    """Follows a run line by line."""
+    """State of a run, updated with each line of the runner's output."""
 
     def __init__(self, pipeline: Path, folder: Path, cache_root: Path) -> None:
-        """Lists the pipeline's cards.
+        """Reads the cards of the pipeline.
 
         Args:
             pipeline: Compiled YAML.
-            folder: Folder of the run; logs go to `logs/`, artifacts lie under `artifacts/`.
+            folder: Folder of the run, with logs in `logs/` and artifacts in `artifacts/`.
             cache_root: Folder of KFP's cache entries.
         """
         self.folder, self.cache_root = folder, cache_root
@@ -35,14 +35,14 @@ class RunState:
 
     @property
     def failed(self) -> CardRun | None:
-        """The card that failed, if one did."""
+        """The failed card, or None."""
         return next((card for card in self.cards.values() if card.state == "failed"), None)
 
     def read(self, line: str) -> Event | None:
-        """Takes in one line of the runner's output and files it in the log that it belongs to.
+        """Processes one line of the runner's output; lines of a card are appended to its log.
 
         Returns:
-            What the line says about a card, if anything.
+            The event in the line, or None.
         """
         event = read_event(line)
         if event and event.task in self.cards:
@@ -51,7 +51,7 @@ class RunState:
         log = self.running.log if self.running else self.runner_log
         with log.open("a", encoding="utf-8") as stream:
             stream.write(line.removeprefix("    ") if self.running else line)
-        if self.running and (progress := parse(line)):
+        if self.running and (progress := parse_progress(line)):
             self.running.progress = progress
         return None
 
@@ -79,13 +79,13 @@ class RunState:
         return {path.name: path for path in folder.iterdir()} if folder else {}
 
     def output(self, task: str, name: str) -> Path | None:
-        """Returns an output of a card that has ended, or None if it has none."""
+        """Returns an output of a finished card, or None if it does not exist."""
         card = self.cards.get(task)
         path = card.outputs.get(name) if card else None
         return path if path and path.exists() else None
 
     def metadata(self, task: str, name: str) -> dict[str, Any]:
-        """Returns the metadata of an output of a card that has run; empty for a cached card, or one not reached."""
+        """Returns the metadata of an output; empty if the card was cached or did not run."""
         written = self.output(task, EXECUTOR_OUTPUT)
         outputs = json.loads(written.read_text(encoding="utf-8")).get("artifacts", {}) if written else {}
         found: list[dict[str, Any]] = outputs.get(name, {}).get("artifacts", [])
@@ -93,5 +93,5 @@ class RunState:
 
 
 def error_of(log: Path) -> str:
-    """Returns the error that a card's log file ends with."""
-    return told_error(log.read_text(encoding="utf-8") if log.exists() else "")
+    """Returns the last error in a log file."""
+    return last_error(log.read_text(encoding="utf-8") if log.exists() else "")

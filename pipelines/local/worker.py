@@ -1,6 +1,6 @@
-"""Runs a compiled pipeline with KFP's local runner, in a process of its own.
+"""Runs a compiled pipeline with KFP's local runner, in a separate process.
 
-Started by `runner.py` as `python -m llm_finetune.pipelines.local.worker JOB.json`; what it prints is read there.
+`runner.py` starts it as `python -m llm_finetune.pipelines.local.worker JOB.json` and parses its output.
 """
 
 import json
@@ -18,12 +18,12 @@ from llm_finetune.components.shared.engine import processes
 
 
 def main() -> None:
-    """Runs the pipeline that a job file names: `pipeline`, `arguments`, `pipeline_root`, `cache_root`, `caching`."""
+    """Runs the job in a JSON file: `pipeline`, `arguments`, `pipeline_root`, `cache_root` and `caching`."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # The cards are in the process group of this process.
     processes.call_when_orphaned(int(os.environ[OWNER_VARIABLE]), lambda: os.killpg(0, signal.SIGTERM))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s - %(message)s", stream=sys.stdout)
-    # Local runs ignore accelerators, retries and Kubernetes settings, and say so once per task; images are not used.
+    # The local runner warns once per task that it ignores accelerators, retries and Kubernetes settings.
     warnings.filterwarnings("ignore")
     local.init(
         local.SubprocessRunner(use_venv=False),

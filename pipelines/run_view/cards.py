@@ -1,4 +1,4 @@
-"""The cards of a run, on this machine or on a cluster, and the exit status of the command that follows it."""
+"""Cards and events of a run, local or on a cluster, and the exit status of `run` and `submit`."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ import yaml
 from llm_finetune.components.shared.progress import ProgressLine
 
 State = Literal["waiting", "running", "done", "cached", "failed"]
+EventKind = Literal["started", "succeeded", "failed", "cached"]
 PAGE_TYPES = ("system.HTML", "system.Markdown")
 
 
@@ -19,8 +20,8 @@ class Card:
     """A card of a compiled pipeline.
 
     Attributes:
-        title: Name in the dashboard.
-        pages: Type of each output that is a page, one of PAGE_TYPES, by name.
+        title: Display name.
+        pages: Type (one of PAGE_TYPES) of each output that is a page, by name.
     """
 
     title: str
@@ -29,12 +30,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of a card that a browser opens.
+    """An HTML page of a card.
 
     Attributes:
         output: Name of the output.
         title: Title of the page.
-        path: The HTML file.
+        path: HTML file.
     """
 
     output: str
@@ -48,14 +49,15 @@ class CardRun:
 
     Attributes:
         task: Name in the pipeline, such as `load-dataset`.
-        title: Name in the dashboard.
-        log: File that holds what the card prints.
-        state: Where it is.
-        seconds: Time that it took, once it has ended.
-        progress: Its latest progress line.
+        title: Display name.
+        log: Log file.
+        state: Current state.
+        started: Start, in seconds of `time.monotonic`.
+        seconds: Duration, after the card has ended.
+        progress: Latest progress line.
         outputs: Folder or file of each output by name.
         page_types: Type of each output that is a page, by name.
-        pages: Its pages as HTML files; None until they are written.
+        pages: HTML pages; None until they are written.
     """
 
     task: str
@@ -71,21 +73,21 @@ class CardRun:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the card started, or those that it took."""
+        """Duration in seconds, so far or in total."""
         return time.monotonic() - self.started if self.state == "running" else self.seconds
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a card.
+    """A state change of a card.
 
     Attributes:
-        kind: What happened.
-        task: The card's name in the pipeline.
-        cache_key: First digits of the cache entry's name, for a card that was taken from the cache.
+        kind: Kind of the change.
+        task: Name of the card in the pipeline.
+        cache_key: First digits of the cache entry's name, if the card was taken from the cache.
     """
 
-    kind: Literal["started", "succeeded", "failed", "cached"]
+    kind: EventKind
     task: str
     cache_key: str = ""
 
@@ -100,20 +102,20 @@ class ExitStatus(IntEnum):
 
 
 def card_titles(pipeline: Path) -> dict[str, str]:
-    """Returns the titles of a compiled pipeline's cards by task name, in the order in which they run."""
+    """Returns the display names of a compiled pipeline's cards by task name, in execution order."""
     return {task: card.title for task, card in read_cards(pipeline).items()}
 
 
 def read_cards(pipeline: Path) -> dict[str, Card]:
-    """Returns the cards of a compiled pipeline in the order in which they run.
+    """Returns the cards of a compiled pipeline in execution order.
 
     Args:
         pipeline: Compiled YAML.
 
     Returns:
-        Cards by task name; those inside a condition included.
+        Cards by task name, including those inside conditions.
     """
-    # libyaml, where it is there, reads the file ten times as fast.
+    # libyaml is ten times as fast; PyYAML may be built without it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     spec: dict[str, Any] = next(yaml.load_all(pipeline.read_text(encoding="utf-8"), Loader=loader))
     cards: dict[str, Card] = {}

@@ -1,4 +1,4 @@
-"""A run as the terminal shows it."""
+"""Shows the progress of a run in the terminal."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm_finetune.components.shared.progress import clock
+from llm_finetune.components.shared.progress import format_duration
 from llm_finetune.pipelines.run_view.cards import CardRun, Event
 
 MARKS = {
@@ -22,7 +22,7 @@ MARKS = {
 
 
 class Cards(Protocol):
-    """The cards of a run, here or on a cluster."""
+    """The cards of a run, local or on a cluster."""
 
     @property
     def cards(self) -> Mapping[str, CardRun]:
@@ -30,14 +30,14 @@ class Cards(Protocol):
 
     @property
     def running(self) -> CardRun | None:
-        """The card that runs, if one does."""
+        """The running card, or None."""
 
 
 class Display:
-    """Shows a line per card: live in a terminal, else one line when a card ends and a few while it runs."""
+    """Shows one line per card: live in a terminal, else a line at the end of each card and every 15 seconds."""
 
     def __init__(self, console: Console, state: Cards) -> None:
-        """Names the terminal and the run."""
+        """Stores console and run."""
         self.console, self.state = console, state
         self.live = (
             Live(get_renderable=self._table, console=console, refresh_per_second=4) if console.is_terminal else None
@@ -45,18 +45,18 @@ class Display:
         self.printed = 0.0
 
     def __enter__(self) -> "Display":
-        """Begins to draw."""
+        """Starts the live display."""
         if self.live:
             self.live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leaves the last state on the screen."""
+        """Stops the live display; its last state stays visible."""
         if self.live:
             self.live.stop()
 
     def update(self, event: Event | None) -> None:
-        """Shows what changed, where nothing is redrawn by itself."""
+        """Prints changes if there is no live display."""
         if self.live:
             return
         if event and event.kind != "started":
@@ -70,7 +70,7 @@ class Display:
 
     def _line(self, card: CardRun) -> Text:
         mark, style = MARKS[card.state]
-        time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+        time = "cached" if card.state == "cached" else "" if card.state == "waiting" else format_duration(card.elapsed)
         text = Text.assemble((f"{mark} ", style), f"{card.title:<18}", (f"{time:>8}", "bold"))
         if card.state == "running" and card.progress:
             text.append(
@@ -82,7 +82,9 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for card in self.state.cards.values():
             mark, style = MARKS[card.state]
-            time = "cached" if card.state == "cached" else "" if card.state == "waiting" else clock(card.elapsed)
+            time = (
+                "cached" if card.state == "cached" else "" if card.state == "waiting" else format_duration(card.elapsed)
+            )
             bar: ProgressBar | str = ""
             detail = ""
             if card.state == "running" and card.progress:

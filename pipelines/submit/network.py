@@ -1,4 +1,4 @@
-"""The way to the API: which certificates are trusted, which proxy is asked, and what helps where it is barred."""
+"""CA certificates and proxy of the connection to the API, and readable connection errors."""
 
 import contextlib
 import ipaddress
@@ -14,20 +14,20 @@ from kfp_server_api import Configuration
 from llm_finetune.components.shared.errors import UserError
 
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-OTHER_NAME = (62, 64)  # OpenSSL's codes for a certificate of another host or address
+NAME_MISMATCH = (62, 64)  # OpenSSL: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
-def certificates(ca_file: Path | None) -> str | None:
-    """Returns the file with the certificates that a server's own has to come from.
+def ca_bundle(ca_file: Path | None) -> str | None:
+    """Returns the file with the CA certificates to verify the server with.
 
     Args:
-        ca_file: What was given as --ca-file; None takes the environment's.
+        ca_file: Value of --ca-file; None uses SSL_CERT_FILE or REQUESTS_CA_BUNDLE.
 
     Returns:
-        The file; None for the list that comes with Python's certifi.
+        The file; None for the certificates of certifi.
 
     Raises:
-        UserError: If there are no certificates in it.
+        UserError: If the file contains no certificates.
     """
     source, file = "--ca-file", str(ca_file or "")
     if not file:
@@ -40,22 +40,22 @@ def certificates(ca_file: Path | None) -> str | None:
         ssl.create_default_context(cafile=file)
     except OSError as error:
         raise UserError(
-            f"{source} {file}: {error.strerror or error}. It takes a file of certificates in PEM, each of which begins "
-            "with -----BEGIN CERTIFICATE-----"
+            f"{source} {file}: {error.strerror or error}. Expected a file of PEM certificates, each starting with "
+            "-----BEGIN CERTIFICATE-----"
         ) from error
     return file
 
 
-def take_proxy(config: Configuration) -> None:
-    """Sets the proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name for the API's address, if they name one.
+def configure_proxy(config: Configuration) -> None:
+    """Sets the proxy from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, if they define one for the API's host.
 
     Args:
-        config: The client's configuration, with its host.
+        config: Configuration of the client, with the host set.
 
     Raises:
-        UserError: If it is none that is asked by HTTP.
+        UserError: If the proxy is not an HTTP proxy.
     """
-    if config.proxy or _on_this_machine(config.host):  # a forwarded port is out of any proxy's reach
+    if config.proxy or _is_loopback(config.host):  # a proxy cannot reach a forwarded port
         return
     proxies = requests.utils.get_environ_proxies(config.host)
     proxy = requests.utils.select_proxy(config.host, proxies)
@@ -65,8 +65,8 @@ def take_proxy(config: Configuration) -> None:
     parts = urlsplit(proxy)
     if parts.scheme not in ("http", "https"):
         raise UserError(
-            f"the proxy {_without_password(proxy)} for {config.host} is a {parts.scheme} proxy: name one that begins "
-            "with http:// in HTTPS_PROXY, or the host in NO_PROXY"
+            f"the proxy {_without_password(proxy)} for {config.host} is a {parts.scheme} proxy: set HTTPS_PROXY to an "
+            "http:// proxy, or add the host to NO_PROXY"
         )
     config.proxy = proxy
     if parts.username:
@@ -74,49 +74,49 @@ def take_proxy(config: Configuration) -> None:
         config.proxy_headers = urllib3.make_headers(proxy_basic_auth=user)
 
 
-def barred(error: urllib3.exceptions.HTTPError, config: Configuration) -> str:
-    """Says why the API could not be asked, and what helps.
+def explain_connection_error(error: urllib3.exceptions.HTTPError, config: Configuration) -> str:
+    """Explains why the API cannot be reached and how to fix it.
 
     Args:
-        error: What ended the request.
-        config: The client's configuration.
+        error: Error of the request.
+        config: Configuration of the client.
     """
     causes = _causes(error)
     last, host = causes[-1], config.host
-    if isinstance(last, ssl.SSLCertVerificationError) and last.verify_code in OTHER_NAME:
-        return f"{host} shows a certificate for another host ({last.verify_message}): give --host as it is named there"
+    if isinstance(last, ssl.SSLCertVerificationError) and last.verify_code in NAME_MISMATCH:
+        return f"the certificate of {host} is for another host ({last.verify_message}): pass the name in it as --host"
     if isinstance(last, ssl.SSLCertVerificationError):
-        trusted = config.ssl_ca_cert or "the list of public authorities"
+        trusted = config.ssl_ca_cert or "the public certificate authorities"
         return (
-            f"{host} shows a certificate that is not trusted ({last.verify_message}), going by {trusted}. If an "
-            "authority of your own has signed it, give that one's certificate as --ca-file, or in SSL_CERT_FILE"
+            f"the certificate of {host} is not trusted ({last.verify_message}) by {trusted}. If a private CA signed "
+            "it, pass the CA's certificate as --ca-file, or in SSL_CERT_FILE"
         )
     if isinstance(last, ssl.SSLError):
-        return f"{host} does not speak TLS as it should ({last.reason or last}): does its address begin with http://?"
-    told = str(last).rpartition(": ")[2]
+        return f"the TLS handshake with {host} failed ({last.reason or last}): should the URL start with http://?"
+    reason = str(last).rpartition(": ")[2]
     if any(isinstance(cause, urllib3.exceptions.ProxyError) for cause in causes):
         return (
-            f"the proxy {_without_password(config.proxy)} does not lead to {host} ({told}). Check HTTPS_PROXY or "
-            "HTTP_PROXY; a host that is reached without it belongs in NO_PROXY"
+            f"the proxy {_without_password(config.proxy)} cannot connect to {host} ({reason}). Check HTTPS_PROXY or "
+            "HTTP_PROXY; add hosts that need no proxy to NO_PROXY"
         )
     return (
-        f"{host} is out of reach ({told}). Check --host; for a cluster without an ingress: "
-        "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
+        f"cannot connect to {host} ({reason}). Check --host; for a cluster without an ingress run "
+        "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, then pass --host http://localhost:8080"
     )
 
 
-def untrusted(error: urllib3.exceptions.HTTPError) -> bool:
-    """Returns whether it is the server's certificate that was refused, which no second try changes."""
+def is_untrusted_certificate(error: urllib3.exceptions.HTTPError) -> bool:
+    """Returns whether the server's certificate was rejected; a retry does not help then."""
     return isinstance(_causes(error)[-1], ssl.SSLCertVerificationError)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Returns an error of urllib3 and what is wrapped in it, the outermost first."""
+    """Returns an error of urllib3 and the errors that it wraps, the outermost first."""
     inner = getattr(error, "reason", None) or getattr(error, "original_error", None) or next(iter(error.args), None)
     return [error, *(_causes(inner) if isinstance(inner, BaseException) else [])]
 
 
-def _on_this_machine(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     host = urlsplit(address).hostname or ""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Brings the compiled pipeline to Kubeflow as a pipeline with versions."""
+"""Uploads the compiled pipeline to Kubeflow as a version of a pipeline."""
 
 import json
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from llm_finetune.pipelines.submit.connection import Connection
 
 @dataclass(frozen=True)
 class Version:
-    """A pipeline's version on the server.
+    """A version of a pipeline on the server.
 
     Attributes:
-        pipeline_id: The pipeline.
-        version_id: Its version.
-        name: The version's name.
-        new: Whether it was uploaded just now.
+        pipeline_id: ID of the pipeline.
+        version_id: ID of the version.
+        name: Name of the version.
+        new: Whether this call uploaded it.
     """
 
     pipeline_id: str
@@ -30,26 +30,26 @@ class Version:
 
 
 def upload(connection: Connection, compiled: Path, pipeline: str, version: str) -> Version:
-    """Uploads the pipeline, or a new version of it, unless the same is there.
+    """Uploads a version of the pipeline unless it exists; creates the pipeline if necessary.
 
     Args:
         connection: Connection to the API.
         compiled: Compiled YAML.
         pipeline: Name of the pipeline.
-        version: Name of the version; empty takes one that stands for the content, so that nothing is uploaded twice.
+        version: Name of the version; empty derives it from the content, so that the same content is uploaded once.
 
     Returns:
         The version.
 
     Raises:
-        UserError: If a version of the given name is there already: versions don't change.
+        UserError: If a version with the given name exists; versions are immutable.
     """
     client, name = connection.client, version or content_version(compiled)
-    pipeline_id = _pipeline_id(connection, pipeline)
+    pipeline_id = _find_pipeline_id(connection, pipeline)
     if not pipeline_id:
         made = connection.create(
             f"creating the pipeline {pipeline}",
-            lambda: _by_name(connection, pipeline),
+            lambda: _pipeline_by_name(connection, pipeline),
             lambda: client._pipelines_api.pipeline_service_create_pipeline(
                 pipeline={
                     "display_name": pipeline,
@@ -59,30 +59,30 @@ def upload(connection: Connection, compiled: Path, pipeline: str, version: str) 
             ),
         )
         pipeline_id = made.pipeline_id
-    found = _version(connection, pipeline_id, name)
+    found = _find_version(connection, pipeline_id, name)
     if found and version:
         raise UserError(
-            f"the pipeline {pipeline} has a version {name} already, and a version never changes: choose another "
-            "--version, or leave it out for one that is named after its content"
+            f"the pipeline {pipeline} already has a version {name}, and versions are immutable: choose another "
+            "--version, or omit it to name the version after its content"
         )
     uploaded = found or connection.create(
         f"uploading version {name} of the pipeline {pipeline}",
-        lambda: _version(connection, pipeline_id, name),
+        lambda: _find_version(connection, pipeline_id, name),
         lambda: client.upload_pipeline_version(str(compiled), name, pipeline_id=pipeline_id),
     )
     return Version(pipeline_id, uploaded.pipeline_version_id, name, not found)
 
 
-def _pipeline_id(connection: Connection, name: str) -> str | None:
-    with connection.doing(f"looking for the pipeline {name}"):
+def _find_pipeline_id(connection: Connection, name: str) -> str | None:
+    with connection.explain_errors(f"looking for the pipeline {name}"):
         found = connection.client.list_pipelines(
-            filter=named(name), namespace=connection.namespace or None, page_size=1
+            filter=name_filter(name), namespace=connection.namespace or None, page_size=1
         ).pipelines
     return found[0].pipeline_id if found else None
 
 
-def _by_name(connection: Connection, name: str) -> Any:
-    """Returns the pipeline of a name, which is there once; its display name, set from elsewhere, may be another."""
+def _pipeline_by_name(connection: Connection, name: str) -> Any:
+    """Returns the pipeline with a unique name, whose display name may differ, or None."""
     try:
         return connection.client._pipelines_api.pipeline_service_get_pipeline_by_name(
             name, namespace=connection.namespace or None
@@ -93,12 +93,14 @@ def _by_name(connection: Connection, name: str) -> Any:
         raise
 
 
-def _version(connection: Connection, pipeline_id: str, name: str) -> Any:
-    with connection.doing(f"looking for version {name}"):
-        found = connection.client.list_pipeline_versions(pipeline_id, filter=named(name), page_size=1).pipeline_versions
+def _find_version(connection: Connection, pipeline_id: str, name: str) -> Any:
+    with connection.explain_errors(f"looking for version {name}"):
+        found = connection.client.list_pipeline_versions(
+            pipeline_id, filter=name_filter(name), page_size=1
+        ).pipeline_versions
     return found[0] if found else None
 
 
-def named(name: str) -> str:
-    """Returns a filter of the API for things of a name."""
+def name_filter(name: str) -> str:
+    """Returns a filter of the API for objects with a display name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})

@@ -1,4 +1,4 @@
-"""Follows a run on the cluster card by card."""
+"""Follows a run on a cluster until it ends."""
 
 import time
 from collections.abc import Callable
@@ -10,28 +10,29 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llm_finetune.components.shared.card_logs import recorded, told_error
+from llm_finetune.components.shared.card_logs import last_error, read_outcome
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.pipelines.run_view.cards import CardRun, Event, State, card_titles
+from llm_finetune.pipelines.run_view.cards import CardRun, Event, EventKind, State, card_titles
 from llm_finetune.pipelines.run_view.display import Display
-from llm_finetune.pipelines.submit.connection import Connection, NotLetIn, OutOfReach
-from llm_finetune.pipelines.submit.logs import end_of_log
+from llm_finetune.pipelines.submit.connection import ApiUnreachable, Connection, NotAuthorized
+from llm_finetune.pipelines.submit.logs import read_log_tail
 
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 STATES: dict[str, State] = {"RUNNING": "running", "SUCCEEDED": "done", "FAILED": "failed", "CANCELED": "failed"}
-REFUSED_SECONDS = 300.0  # in which a new token may be put into its file
-LAST_CARD = "vllm-serve"  # runs only behind an open gate
-REPORT = "report"  # runs at the end of every run
+EVENTS: dict[State, EventKind] = {"running": "started", "done": "succeeded", "failed": "failed"}
+UNAUTHORIZED_SECONDS = 300.0  # time to replace an expired token in its file
+LAST_CARD = "vllm-serve"  # runs only if the gate is open
+REPORT = "report"  # exit handler of every run
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended.
+class RunResult:
+    """The result of a run.
 
     Attributes:
         state: SUCCEEDED, FAILED, CANCELED or SKIPPED.
-        reason: Why, in the words of the cards or else of the backend; may be empty.
-        deployed: Whether the gate was open and the last card ran; None where it is not known.
+        reason: Reason from the cards, or else from the backend; may be empty.
+        deployed: Whether the gate was open and the last card ran; None if unknown.
     """
 
     state: str
@@ -39,36 +40,36 @@ class Ended:
     deployed: bool | None
 
 
-class LostSight(UserError):
-    """A run was not followed to its end; it goes on."""
+class RunNotFollowed(UserError):
+    """Following a run stopped before the run ended; the run continues."""
 
 
 class RemoteRun:
-    """The cards of a run on the cluster."""
+    """The cards of a run on a cluster."""
 
     def __init__(self, compiled: Path) -> None:
-        """Lists the pipeline's cards, from its compiled YAML."""
+        """Reads the cards from the compiled YAML."""
         self.cards = {task: CardRun(task, title, Path()) for task, title in card_titles(compiled).items()}
 
     @property
     def running(self) -> CardRun | None:
-        """A card that runs, if one does."""
+        """A running card, or None."""
         return next((card for card in self.cards.values() if card.state == "running"), None)
 
     def title(self, task: str) -> str:
-        """Returns a card's name in the dashboard."""
+        """Returns the display name of a card."""
         return self.cards[task].title if task in self.cards else task
 
     def update(self, tasks: list[Any]) -> list[Event]:
-        """Takes in the backend's list of tasks.
+        """Updates the cards from the backend's list of tasks.
 
         Args:
-            tasks: Task details of the run; other tasks than cards, such as the backend's drivers, are passed over.
+            tasks: Task details of the run; tasks that are not cards, such as the backend's drivers, are ignored.
 
         Returns:
-            What happened to cards since the last time.
+            Changes since the last call.
         """
-        events = []
+        events: list[Event] = []
         for task in tasks:
             card, state = self.cards.get(task.display_name), STATES.get(task.state or "")
             if card is None or state is None:
@@ -77,12 +78,11 @@ class RemoteRun:
             card.seconds, card.started = seconds, time.monotonic() - seconds
             if state != card.state:
                 card.state = state
-                kind = {"running": "started", "done": "succeeded"}.get(state, "failed")
-                events.append(Event(kind, card.task))  # type: ignore[arg-type]
+                events.append(Event(EVENTS[state], card.task))
         return events
 
 
-def follow(
+def follow_run(
     connection: Connection,
     run_id: str,
     compiled: Path,
@@ -90,98 +90,97 @@ def follow(
     poll_seconds: float,
     timeout_seconds: float,
     now: Callable[[], float] = time.monotonic,
-) -> Ended:
-    """Shows a run's cards until it ends: live in a terminal, else a line per card that ends.
+) -> RunResult:
+    """Shows the cards of a run until it ends: live in a terminal, else one line per finished card.
 
     Args:
         connection: Connection to the API.
-        run_id: The run.
-        compiled: Its compiled YAML.
-        console: Where to show it.
-        poll_seconds: Seconds between two looks.
-        timeout_seconds: Seconds after which to stop looking; the run goes on.
+        run_id: ID of the run.
+        compiled: Compiled YAML of its pipeline.
+        console: Console to print to.
+        poll_seconds: Seconds between two requests.
+        timeout_seconds: Seconds after which to stop following; the run continues.
         now: Clock.
 
     Returns:
-        How it ended.
+        The result of the run.
 
     Raises:
-        LostSight: If it takes longer than that, the API stays out of reach so long, or who asks is let in no more.
+        RunNotFollowed: After the timeout, also if the API is unreachable until then, or if the API rejects the
+            credentials.
     """
-    started, remote, lookout = now(), RemoteRun(compiled), _Lookout(connection, run_id, console, now)
+    started, remote, poller = now(), RemoteRun(compiled), _RunPoller(connection, run_id, console, now)
     with Display(console, remote) as display:
         while True:
-            run = lookout.look()
+            run = poller.poll()
             if run:
                 tasks = (run.run_details.task_details if run.run_details else None) or []
                 for event in remote.update(tasks):
                     display.update(event)
                 if run.state in ENDED:
-                    return _ended(connection, run, tasks, remote)
+                    return _result(connection, run, tasks, remote)
             if now() - started > timeout_seconds:
-                raise lookout.trouble or LostSight(
-                    f"the run {run_id} is not done after {timeout_seconds / 3600:g} hours; it goes on"
+                raise poller.last_error or RunNotFollowed(
+                    f"the run {run_id} has not finished after {timeout_seconds / 3600:g} hours; it continues"
                 )
             time.sleep(poll_seconds)
 
 
-class _Lookout:
-    """Looks at a run, which does not end where the API or its gateway has an outage."""
+class _RunPoller:
+    """Requests the state of a run, also through outages of the API."""
 
     def __init__(self, connection: Connection, run_id: str, console: Console, now: Callable[[], float]) -> None:
         self.connection, self.run_id, self.console, self.now = connection, run_id, console, now
-        self.since = 0.0
-        self.trouble: LostSight | None = None
-        self.kind: type[UserError] | None = None
+        self.failing_since = 0.0
+        self.last_error: RunNotFollowed | None = None
+        self.error_type: type[UserError] | None = None
 
-    def look(self) -> Any | None:
-        """Returns the run, or None where nothing is to be seen for now."""
+    def poll(self) -> Any | None:
+        """Returns the run, or None if the API does not answer now."""
         try:
-            with self.connection.doing("looking at the run"):
+            with self.connection.explain_errors("reading the run"):
                 run = self.connection.client.get_run(self.run_id)
         except UserError as error:
-            self._bear(error)
+            self._on_error(error)
             return None
-        self.trouble = self.kind = None
+        self.last_error = self.error_type = None
         return run
 
-    def _bear(self, error: UserError) -> None:
-        self.trouble = LostSight(f"{error}. Lost sight of the run {self.run_id}, which goes on")
-        begins = self.kind is not type(error)
-        if begins:
-            self.kind, self.since = type(error), self.now()
-        refused = isinstance(error, NotLetIn) and self.now() - self.since >= REFUSED_SECONDS
-        if refused or not isinstance(error, NotLetIn | OutOfReach):
-            raise self.trouble from error
-        if begins:
-            self.console.print(
-                Text(f"{error}. The run {self.run_id} goes on; looking for it until it is seen again", "yellow"),
-                soft_wrap=True,
-            )
+    def _on_error(self, error: UserError) -> None:
+        self.last_error = RunNotFollowed(f"{error}. The run {self.run_id} is no longer followed; it continues")
+        is_new = self.error_type is not type(error)
+        if is_new:
+            self.error_type, self.failing_since = type(error), self.now()
+        expired = isinstance(error, NotAuthorized) and self.now() - self.failing_since >= UNAUTHORIZED_SECONDS
+        if expired or not isinstance(error, NotAuthorized | ApiUnreachable):
+            raise self.last_error from error
+        if is_new:
+            self.console.print(Text(f"{error}. The run {self.run_id} continues; retrying", "yellow"), soft_wrap=True)
 
 
-def _ended(connection: Connection, run: Any, tasks: list[Any], remote: RemoteRun) -> Ended:
-    """Asks the card Report, which has asked the pods, then the cards that failed, then the backend."""
+def _result(connection: Connection, run: Any, tasks: list[Any], remote: RemoteRun) -> RunResult:
+    """Takes the reason from the outcome of the card Report, else from logs of failed cards, else from the backend."""
     by_name = {task.display_name: task for task in tasks}
     report = by_name.get(REPORT)
-    log = end_of_log(connection, run.run_id, report) if report else ""
-    said = recorded(log, REPORT)
-    deployed = False if said.get("gate") == "closed" else _deployed(tasks)
+    log = read_log_tail(connection, run.run_id, report) if report else ""
+    outcome = read_outcome(log, REPORT)
+    deployed = False if outcome.get("gate") == "closed" else _deployed(tasks)
     if run.state == "SUCCEEDED":
-        return Ended(run.state, said["reason"] if said.get("state") == "succeeded" else "", deployed)
-    if said.get("card") and said.get("state") in ("failed", "cancelled"):
-        title = remote.title(str(said["card"]).replace("_", "-"))
-        return Ended(run.state, f"{title} failed: {said['reason']}", deployed)
+        return RunResult(run.state, outcome["reason"] if outcome.get("state") == "succeeded" else "", deployed)
+    if outcome.get("card") and outcome.get("state") in ("failed", "cancelled"):
+        title = remote.title(str(outcome["card"]).replace("_", "-"))
+        return RunResult(run.state, f"{title} failed: {outcome['reason']}", deployed)
     failed = [by_name[name] for name, card in remote.cards.items() if card.state == "failed" and name in by_name]
-    told = [_told(connection, run, task, remote) for task in failed]
-    return Ended(run.state, "; ".join(told) or " ".join(str(run.error.message if run.error else "").split()), deployed)
+    reasons = [_describe_failure(connection, run, task, remote) for task in failed]
+    backend_error = " ".join(str(run.error.message if run.error else "").split())
+    return RunResult(run.state, "; ".join(reasons) or backend_error, deployed)
 
 
-def _told(connection: Connection, run: Any, task: Any, remote: RemoteRun) -> str:
-    """Returns that a card has failed, with its reason if one is to be had."""
-    log = "" if task.error and task.error.message else end_of_log(connection, run.run_id, task)
-    reason = told_error(log) if log else str(task.error.message) if task.error else ""
-    unknown = f" (no log to be had from {connection.host}; the card Report of the run says why)"
+def _describe_failure(connection: Connection, run: Any, task: Any, remote: RemoteRun) -> str:
+    """Returns the name of a failed card and the reason, if it is available."""
+    log = "" if task.error and task.error.message else read_log_tail(connection, run.run_id, task)
+    reason = last_error(log) if log else str(task.error.message) if task.error else ""
+    unknown = f" ({connection.host} returned no log; see the card Report of the run)"
     return f"{remote.title(task.display_name)} failed" + (f": {reason}" if reason else unknown)
 
 
@@ -190,7 +189,7 @@ def _deployed(tasks: list[Any]) -> bool | None:
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float:
-    # The backend writes the year 1970 for what has not begun or ended.
+    # The backend sets unknown times to the year 1970.
     if start is None or start.year < 2000:
         return 0.0
     return max(((end if end and end.year >= 2000 else datetime.now(UTC)) - start).total_seconds(), 0.0)

@@ -62,7 +62,7 @@ def test_lock_is_exact_hashed_and_in_bounds(entry: lock.Lock) -> None:
     for line in lines:
         assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==\S+ --hash=sha256:[0-9a-f]{64}", line), line
     versions = lock.read(entry.path)
-    for wanted, reason in lock.wanted(entry).items():
+    for wanted, reason in lock.requirements_of(entry).items():
         requirement = Requirement(wanted)
         assert requirement.specifier.contains(versions[requirement.name], prereleases=True), wanted
         assert reason, f"pyproject.toml gives no reason for {wanted}"
@@ -94,6 +94,6 @@ def test_lock_that_was_made_from_another_pyproject_is_refused(monkeypatch: pytes
     with pytest.raises(UserError) as refused:
         lock.check()
     assert str(refused.value) == (
-        "images/control/requirements.txt was not made from this pyproject.toml: + kubernetes>=30.2,<31, "
-        "- kubernetes>=30.1,<31 (+ asked for, - locked). Run `make images-lock`"
+        "images/control/requirements.txt does not match pyproject.toml: + kubernetes>=30.2,<31, "
+        "- kubernetes>=30.1,<31 (+ required, - locked). Run `make images-lock`"
     )

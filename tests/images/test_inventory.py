@@ -31,7 +31,7 @@ REPORT = {
 def test_package_that_could_not_be_looked_up_is_not_called_clean() -> None:
     found = inventory.findings(REPORT)
     assert (found.checked, found.unchecked) == (2, 1)
-    assert found.advisories == ["jinja2 3.1.0: CVE-1, mended in 3.1.6"]
+    assert found.advisories == ["jinja2 3.1.0: CVE-1, fixed in 3.1.6"]
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 0), (["--strict"], 1)])

@@ -7,7 +7,7 @@ from submitting import OPEN
 
 from llm_finetune.pipelines.compile import compile_pipeline
 from llm_finetune.pipelines.options import ClusterOptions
-from llm_finetune.pipelines.submit import connection, start
+from llm_finetune.pipelines.submit import connection, run
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch, tmp_path, compiled_once):
     """A machine on which nothing is set up for a cluster, and the client does not pause."""
-    monkeypatch.setattr(start, "compile_pipeline", compiled_once)
+    monkeypatch.setattr(run, "compile_pipeline", compiled_once)
     monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.01)
     monkeypatch.setenv("HOME", str(tmp_path))  # no context of a real kfp client
     monkeypatch.setattr(connection, "KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "none"))  # a notebook mounts one

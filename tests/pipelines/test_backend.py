@@ -15,7 +15,7 @@ from local_user import rows
 from tiny import tiny_model
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.metadata import flag, recorded
+from llm_finetune.components.shared.metadata import read_flag, read_metadata
 from llm_finetune.pipelines import finetune as cards
 
 CHAIN = (
@@ -88,7 +88,7 @@ def test_every_card_runs_to_its_end_and_what_it_writes_is_what_it_reads_back(ran
     assert set(ran.backend.written) == outputs
     for name, written in ran.backend.written.items():
         for metadata in (written, ran.backend.stored[name]):
-            assert recorded(SimpleNamespace(metadata=metadata)) == written
+            assert read_metadata(SimpleNamespace(metadata=metadata)) == written
 
 
 def recorded_inputs():
@@ -100,7 +100,7 @@ def recorded_inputs():
 @pytest.mark.parametrize(("name", "metadata"), list(recorded_inputs()))
 def test_the_store_of_these_tests_is_held_to_the_recordings(ran, name, metadata):
     metadata = metadata | {"store_session_info": SESSION}
-    assert as_stored(recorded(SimpleNamespace(metadata=metadata)), name) == metadata
+    assert as_stored(read_metadata(SimpleNamespace(metadata=metadata)), name) == metadata
     stored = ran.backend.stored[name]
     both = metadata.keys() & stored.keys()
     assert {key: kind(metadata[key]) for key in both} == {key: kind(stored[key]) for key in both}
@@ -118,7 +118,7 @@ def test_what_the_launcher_could_not_store_is_refused_by_the_store_of_these_test
 
 
 def test_the_last_artifact_leads_back_to_data_and_base_model(ran):
-    stored = {name: recorded(SimpleNamespace(metadata=metadata)) for name, metadata in ran.backend.stored.items()}
+    stored = {name: read_metadata(SimpleNamespace(metadata=metadata)) for name, metadata in ran.backend.stored.items()}
     last = stored["deployment_info"]
     found, open_inputs = {}, dict(last["inputs"])
     while open_inputs:
@@ -176,21 +176,19 @@ def test_what_is_in_4_bit_is_read_by_one_rule(later, recorded_as, weights):
 
 @pytest.mark.parametrize("value", [True, False, 1, 0, 1.0, 0.0])
 def test_a_flag_is_true_or_false_on_every_backend(value):
-    assert flag(dsl.Model(metadata={"a": value}), "a") is bool(value)
+    assert read_flag(dsl.Model(metadata={"a": value}), "a") is bool(value)
 
 
 def test_a_flag_that_is_missing_is_false_and_one_that_is_neither_is_refused():
-    assert flag(dsl.Model(metadata={}), "a") is False
-    with pytest.raises(
-        UserError, match=r"a = 'false' in the metadata of s3://b/m is neither true nor false. .*\"a\": true"
-    ):
-        flag(dsl.Model(uri="s3://b/m", metadata={"a": "false"}), "a")
+    assert read_flag(dsl.Model(metadata={}), "a") is False
+    with pytest.raises(UserError, match=r"a = 'false' in the metadata of s3://b/m is not a boolean. .*\"a\": true"):
+        read_flag(dsl.Model(uri="s3://b/m", metadata={"a": "false"}), "a")
 
 
 def test_a_mapping_whose_only_key_is_named_struct_stays_one():
     written = {"inputs": {}, "strata": {"struct": {"train": 3}}, "columns": ["list"], "names": {"list": ["a"]}}
     for metadata in (written, as_stored(written, "a")):
-        assert recorded(SimpleNamespace(metadata=metadata)) == written
+        assert read_metadata(SimpleNamespace(metadata=metadata)) == written
 
 
 def test_cards_run_without_their_optional_artifacts(later, ran):
@@ -228,4 +226,4 @@ def test_no_face_wraps_an_artifact_in_optional(face):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.parent.name)
 def test_metadata_is_read_in_one_place(source):
     read = re.findall(r"\w+\.metadata\b(?!\(|\.update\(| import)", source.read_text())
-    assert not read, f"{source}: {read}: read it with recorded() or flag() of components/shared/metadata.py"
+    assert not read, f"{source}: {read}: read it with read_metadata() or read_flag() of components/shared/metadata.py"

@@ -194,7 +194,7 @@ def test_a_damaged_folder_is_made_again(index: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_others_stays(index: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds something else than SmolLM2-135M-Instruct .* would be replaced"):
+    with pytest.raises(UserError, match=r"contains other files than SmolLM2-135M-Instruct .* would be replaced"):
         base_model.fetch_base_model(tmp_path, progress=lambda line: None)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()

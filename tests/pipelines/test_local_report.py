@@ -8,7 +8,7 @@ from kfp import compiler, dsl
 from rich.console import Console
 
 from llm_finetune.components.evaluation.quality_gate.component import quality_gate
-from llm_finetune.components.shared.card_logs import recorded
+from llm_finetune.components.shared.card_logs import read_outcome
 from llm_finetune.pipelines.local.report import closed_gate
 from llm_finetune.pipelines.local.runner import LocalRun, run_pipeline
 from llm_finetune.pipelines.local.state import error_of
@@ -41,7 +41,7 @@ def test_a_verdict_is_what_the_gate_recorded_and_not_its_page(judged):
     reason = "not deployed, because loss_delta < 0 does not hold: loss_delta = 0.5"
     run.state.output("quality-gate", "gate_report").write_text("# A page\n\nin other words")
     assert closed_gate(run.state) == reason
-    said = recorded(run.state.cards["quality-gate"].log.read_text(), "quality_gate")
+    said = read_outcome(run.state.cards["quality-gate"].log.read_text(), "quality_gate")
     assert said == {"by": "quality_gate", "open": False, "reason": reason}
 
 

@@ -73,9 +73,9 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     assert re.search(r"^merged weights: dtype (bfloat16|float16|float32)$", whole.stdout, re.MULTILINE)
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
-    assert re.search(r"^answered: .+", whole.stdout, re.MULTILINE)
+    assert re.search(r"^answer: .+", whole.stdout, re.MULTILINE)
     assert "Asked from: validation rows" in whole.stdout
-    asked = re.findall(r"^asked:    system: Repeat the number\n\nuser: number (\d+)$", whole.stdout, re.MULTILINE)
+    asked = re.findall(r"^prompt: system: Repeat the number\n\nuser: number (\d+)$", whole.stdout, re.MULTILINE)
     folder = next((place / "runs").glob("20*"))
     (val,) = {path.name: path for path in folder.glob("artifacts/**/val_sft")}.values()
     prompts = [row["prompt"] for row in tables.head(val, 2).to_pylist()]

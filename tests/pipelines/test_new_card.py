@@ -26,7 +26,7 @@ def test_a_new_card_has_a_generated_signature_and_its_tests_pass(tmp_path: Path)
     assert "tests/components/data/count_words/test_count_words.py" in made.stdout.split()
     face = (tmp_path / "components/data/count_words/component.py").read_text()
     assert '    column: str = "output",\n    word: str = "",\n' in face
-    assert "        word: Word to look for; empty counts every row.\n" in face
+    assert "        word: Word to search for; empty counts every row.\n" in face
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (
         again.returncode == 1 and again.stderr == "error: NAME=data/count_words: components/data/count_words exists\n"
@@ -49,11 +49,11 @@ def test_a_new_card_has_a_generated_signature_and_its_tests_pass(tmp_path: Path)
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("", "write wing and card in lower case"),
-        ("data/CountWords", "write wing and card in lower case"),
-        ("dat/count_words", "no wing 'dat'; did you mean 'data'"),
-        ("shared/count_words", "no wing 'shared'"),
-        ("data/../x", "write wing and card"),
+        ("", "write group and card in lower case"),
+        ("data/CountWords", "write group and card in lower case"),
+        ("dat/count_words", "unknown group 'dat'; did you mean 'data'"),
+        ("shared/count_words", "unknown group 'shared'"),
+        ("data/../x", "write group and card"),
     ],
 )
 def test_a_wrong_place_is_refused_and_nothing_is_written(place: str, message: str) -> None:

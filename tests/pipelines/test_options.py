@@ -27,7 +27,7 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
     ("file", "assignments", "message"),
     [
         ("", ["model_cash=true"], "unknown setting 'option.model_cash'; did you mean 'model_cache'?"),
-        ("", ["spot"], "--option 'spot' is not of the form name=value"),
+        ("", ["spot"], "--option 'spot' does not have the form name=value"),
         ("", ["sizes={huge: {}}"], "option.sizes.huge"),
         ("", ["sizes={train: {memory: 96GB}}"], "sizes.train.memory = '96GB'"),
         ("", ["sizes={train: {cpu: '32'}}"], "cpu_limit 16 is less than cpu 32"),
@@ -37,7 +37,7 @@ def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
         ("", ["environment={HF_TOKEN: hf_abc}"], "HF_TOKEN looks like a secret"),
         ("", ["environment={https_proxy: 'http://proxy:3128'}"], "a proxy needs NO_PROXY"),
         ("", ["data_claim=Rows"], "option.data_claim = 'Rows'"),
-        ("- spot", [], "holds list, not a mapping"),
+        ("- spot", [], "contains a list; expected a mapping"),
         ("spot: [", [], "while parsing"),
     ],
 )

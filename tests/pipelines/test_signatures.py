@@ -10,7 +10,7 @@ from llm_finetune.components.run.check_recipe.wiring import PARAMETERS, SETTINGS
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.recipe import RECIPES
 from llm_finetune.pipelines.reference import REFERENCE, ROOT, SCHEMA, recipe_schema, reference
-from llm_finetune.pipelines.signatures import BEGIN, END, Argument, rendered, signatures
+from llm_finetune.pipelines.signatures import BEGIN, END, Argument, render, signatures
 
 FACE = f'''
 def count(
@@ -35,7 +35,7 @@ def count(
 
 
 def test_a_changed_setting_reaches_signature_and_docstring_and_nothing_else():
-    written = rendered(
+    written = render(
         FACE, "count", [Argument("limit", "int", "5", "Most rows. " * 12), Argument("new", "str", '"a"', "New.")]
     )
     assert "gone" not in written and "no more" not in written
@@ -44,7 +44,7 @@ def test_a_changed_setting_reaches_signature_and_docstring_and_nothing_else():
     assert "        new: New.\n        settings: More.\n" in written
     assert max(map(len, written.split("\n"))) <= 120
     assert (
-        rendered(
+        render(
             written, "count", [Argument("limit", "int", "5", "Most rows. " * 12), Argument("new", "str", '"a"', "New.")]
         )
         == written

@@ -12,6 +12,7 @@ import pytest
 from kfp_api import Fault
 from submitting import DONE, OPEN, RUNNING, refused, submitted
 
+from llm_finetune.components.shared.card import PACKAGE_VERSION
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.submit import connection
@@ -26,7 +27,7 @@ def test_a_first_submission_uploads_runs_and_shows_every_card_that_ends(api, tmp
                               service_account="llm-finetune-pipeline", pipeline_root="s3://bucket/root")  # fmt: skip
     assert status == 0
     version = api.store["versions"][0]["display_name"]
-    assert re.fullmatch(r"0\.1\.0-[0-9a-f]{8}", version)
+    assert re.fullmatch(rf"{re.escape(PACKAGE_VERSION)}-[0-9a-f]{{8}}", version)
     assert f"llm-finetune, version {version} (uploaded)" in shown
     run = api.store["runs"][0]
     assert run["runtime_config"] == {
@@ -44,7 +45,7 @@ def test_a_first_submission_uploads_runs_and_shows_every_card_that_ends(api, tmp
 def test_the_same_pipeline_is_uploaded_once_and_a_changed_one_becomes_a_version(api):
     submitted(api, waiting=False)
     _, again = submitted(api, waiting=False)
-    assert "(there already)" in again
+    assert "(already uploaded)" in again
     submitted(api, waiting=False, options=ClusterOptions(spot=True))
     assert (len(api.store["pipelines"]), len(api.store["versions"]), len(api.store["runs"])) == (1, 2, 3)
     used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in api.store["runs"]]
@@ -75,7 +76,7 @@ def test_without_caches_no_card_of_the_run_takes_an_earlier_result(api, uploadin
 def test_a_version_of_a_given_name_is_not_overwritten(api):
     submitted(api, version="v1", cron="0 3 * * *")  # leaves no run behind
     said = refused(api, version="v1")
-    assert "llm-finetune has a version v1 already, and a version never changes: choose another --version" in said
+    assert "llm-finetune already has a version v1, and versions are immutable: choose another --version" in said
 
 
 def test_a_run_may_carry_the_pipeline_itself(api):
@@ -102,7 +103,7 @@ def test_a_closed_gate_has_an_exit_status_of_its_own(api):
     api.story = [("SUCCEEDED", dict.fromkeys(DONE, "SUCCEEDED") | {"condition-2": "SKIPPED"}, "")]
     status, shown = submitted(api)
     assert status == 3
-    assert "The gate stayed closed, so nothing was deployed" in shown
+    assert "The gate stayed closed and nothing was deployed" in shown
     assert shown.rstrip().endswith(f"details:\n{api.url}/#/runs/details/runs-0")
 
 
@@ -130,7 +131,7 @@ def test_a_gateway_that_loses_an_answer_makes_nothing_twice(api, kind, done, sta
 
 def test_a_gateway_that_stays_broken_is_told(api):
     api.faults = [Fault(502, "GET", ".*", times=99)]
-    assert f"{api.url} answers 502 again and again" in refused(api)
+    assert f"{api.url} repeatedly returned 502" in refused(api)
 
 
 def test_what_the_api_refuses_is_passed_on_in_its_words(api):
@@ -148,7 +149,7 @@ def test_what_the_api_refuses_is_passed_on_in_its_words(api):
         (["lora_rank=8"], "--set: the pipeline has no parameter 'lora_rank'; did you mean 'lora_r'?"),
         (["num_epochs=many"], "--set: num_epochs = 'many': Input should be a valid integer"),
         (["num_epochs=0"], "recipe.finetune_lora.num_epochs = 0: Input should be greater than or equal to 1"),
-        (["lora_r"], "--set 'lora_r' is not of the form name=value"),
+        (["lora_r"], "--set 'lora_r' does not have the form name=value"),
     ],
 )
 def test_an_impossible_plan_never_reaches_the_cluster(api, assignments, message):
@@ -166,30 +167,35 @@ def test_a_token_file_is_read_anew_for_every_request_and_an_expired_token_is_tol
     api.token = "newer"
     with pytest.raises(UserError) as error:
         submitted(api, token_file=token)
-    assert f"{api.url} does not know who asks (401). {token} is not accepted: it may have expired" in str(error.value)
+    assert f"the request to {api.url} is not authenticated (401). {token} was rejected: it may have expired" in str(
+        error.value
+    )
     assert "right" not in str(error.value)
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         submitted(api, token_file=tmp_path / "none")
 
 
 def test_a_session_cookie_lets_in_and_without_it_the_login_page_is_named(api, monkeypatch):
     api.cookie = "authservice_session=abc"
     said = refused(api)
-    assert "does not know who asks (302, it sends to /dex/auth" in said
-    assert f"Nothing was sent to say so: give --token-file, or set {connection.COOKIE}" in said
+    assert "is not authenticated (302, redirect to /dex/auth" in said
+    assert f"No credentials were sent: pass --token-file, or set {connection.COOKIE}" in said
     monkeypatch.setenv(connection.COOKIE, "authservice_session=abc")
     assert submitted(api)[0] == 0
     monkeypatch.setenv(connection.COOKIE, "authservice_session=old")
-    with pytest.raises(UserError, match=f"the cookie in {connection.COOKIE} is not accepted"):
+    with pytest.raises(UserError, match=f"the cookie in {connection.COOKIE} was rejected"):
         submitted(api)
 
 
 def test_where_there_are_many_users_the_namespace_is_needed_and_has_to_be_ones_own(api):
     api.multi_user, api.namespaces = True, {"team"}
-    assert "has many users: say with --namespace" in refused(api)
+    assert "is a multi-user installation: pass the namespace of your profile as --namespace" in refused(api)
     said = refused(api, namespace="nowhere")
     assert "was refused (403)" in said
-    assert "Either there is no namespace nowhere, or the account has no rights there: ask for kubeflow-edit" in said
+    assert (
+        "Either namespace nowhere does not exist, or the account has no permissions there: request the role kubeflow-edit"
+        in said
+    )
     status, shown = submitted(api, namespace="team", host=f"{api.url}/")
     assert (status, api.store["experiments"][0]["namespace"]) == (0, "team")
     assert f"\n{api.url}/#/runs/details/" in shown
@@ -218,7 +224,7 @@ def test_a_host_that_is_something_else_is_told(api, status):
         server.shutdown()
         server.server_close()
     assert "Kubeflow Pipelines does not answer at http://127.0.0.1" in said
-    assert "the address ends in /pipeline" in said
+    assert "the URL ends in /pipeline" in said
 
 
 def test_the_command_prints_lines_for_a_pipe_and_ends_with_the_status(api):

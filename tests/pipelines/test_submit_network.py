@@ -15,7 +15,7 @@ from kfp_server_api import Configuration
 from submitting import OPEN, refused, submitted
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.pipelines.submit.network import take_proxy
+from llm_finetune.pipelines.submit.network import configure_proxy
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +59,18 @@ def test_an_authority_of_ones_own_is_given_as_a_file_or_by_the_environment(secur
 
 def test_a_certificate_that_is_not_trusted_is_told_with_the_way_out(secured):
     said = refused(secured)
-    assert f"{secured.url} shows a certificate that is not trusted (self-signed certificate)" in said
-    assert "give that one's certificate as --ca-file, or in SSL_CERT_FILE" in said
+    assert f"the certificate of {secured.url} is not trusted (self-signed certificate)" in said
+    assert "pass the CA's certificate as --ca-file, or in SSL_CERT_FILE" in said
     assert "port-forward" not in said
 
 
 def test_a_certificate_for_another_host_is_told(secured, certificate):
     said = refused(secured, host=secured.url.replace("127.0.0.1", "localhost"), ca_file=certificate[0])
-    assert "shows a certificate for another host (Hostname mismatch" in said
+    assert "is for another host (Hostname mismatch" in said
 
 
 def test_an_address_without_tls_is_told(api):
-    assert "does its address begin with http://?" in refused(api, host=api.url.replace("http", "https"))
+    assert "should the URL start with http://?" in refused(api, host=api.url.replace("http", "https"))
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -79,13 +79,13 @@ def test_a_file_without_certificates_is_told(api, tmp_path, content):
         (tmp_path / "ca.pem").write_text(content)
     said = refused(api, ca_file=tmp_path / "ca.pem")
     assert said.startswith(f"--ca-file {tmp_path}/ca.pem: ")
-    assert "It takes a file of certificates in PEM" in said
+    assert "Expected a file of PEM certificates" in said
 
 
 @pytest.mark.parametrize("host", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
 def test_a_host_that_is_out_of_reach_is_told(api, host):
     said = refused(api, host=host)
-    assert f"{host} is out of reach" in said
+    assert f"cannot connect to {host}" in said
     assert "Check --host" in said
 
 
@@ -97,15 +97,15 @@ def test_a_proxy_leads_to_the_api_but_for_hosts_that_need_none(api, monkeypatch)
         "kubeflow.test", f"Basic {base64.b64encode(b'me:p@ss').decode()}",
     )  # fmt: skip
     monkeypatch.setenv("NO_PROXY", ".test")
-    with pytest.raises(UserError, match=r"http://kubeflow\.test is out of reach"):
+    with pytest.raises(UserError, match=r"cannot connect to http://kubeflow\.test"):
         submitted(api, host="http://kubeflow.test/")
 
 
 def test_a_proxy_that_is_down_is_named_without_its_password(api, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "me:secret@127.0.0.1:1")
     said = refused(api, host="https://kubeflow.test/pipeline")
-    assert "the proxy http://127.0.0.1:1 does not lead to https://kubeflow.test/pipeline" in said
-    assert "belongs in NO_PROXY" in said and "secret" not in said
+    assert "the proxy http://127.0.0.1:1 cannot connect to https://kubeflow.test/pipeline" in said
+    assert "to NO_PROXY" in said and "secret" not in said
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
     assert "the proxy socks5://127.0.0.1:1 for https://kubeflow.test is a socks5 proxy" in refused(
         api, host="https://kubeflow.test"
@@ -128,5 +128,5 @@ def test_no_proxy_is_asked_for_this_machine_and_for_ranges_of_addresses(here, mo
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
     config = Configuration(host=host)
-    take_proxy(config)
+    configure_proxy(config)
     assert bool(config.proxy) is proxied

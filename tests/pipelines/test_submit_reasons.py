@@ -51,7 +51,7 @@ def test_where_the_report_card_could_not_read_logs_the_card_that_failed_is_asked
 def test_without_logs_the_card_and_the_place_to_look_are_named(any_api):
     any_api.story = [FAILED]
     shown = submitted(any_api)[1]
-    said = f"Load Dataset failed (no log to be had from {any_api.url}; the card Report of the run says why)\n"
+    said = f"Load Dataset failed ({any_api.url} returned no log; see the card Report of the run)\n"
     assert f"The run failed: {said}details:\n{any_api.url}/#/runs/details/runs-0" in shown
 
 

@@ -1,4 +1,4 @@
-"""`llm-finetune submit` waits for a run while the API, its gateway or a token gives way: the run goes on."""
+"""`llm-finetune submit` follows a run through outages of the API, of its gateway, and expired tokens."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_waiting_ends_after_its_time_and_the_run_goes_on(api):
     api.story = [RUNNING]
     status, shown = submitted(api, timeout_hours=0)
     assert status == 4
-    assert "the run runs-0 is not done after 0 hours; it goes on" in shown
+    assert "the run runs-0 has not finished after 0 hours; it continues" in shown
     assert shown.count(f"\n{api.url}/#/runs/details/runs-0\n") == 2  # when it begins and at its end, alone on the line
 
 
@@ -25,16 +25,16 @@ def test_an_outage_is_waited_for_and_told_once(api, status):
     api.faults = [Fault(status, "GET", LOOK, times=9)]
     ended, shown = submitted(api)
     assert ended == 0
-    assert shown.count("The run runs-0 goes on; looking for it until it is seen again") == 1
+    assert shown.count("The run runs-0 continues; retrying") == 1
     assert shown.rstrip().endswith("The run succeeded")
 
 
-def test_an_outage_without_end_loses_sight_of_the_run(api):
+def test_an_outage_without_end_ends_the_following(api):
     api.faults = [Fault(502, "GET", LOOK, times=9999)]
     status, shown = submitted(api, timeout_hours=0.3 / 3600)
     assert status == 4
-    assert f"{api.url} answers 502 again and again" in shown
-    assert "Lost sight of the run runs-0, which goes on" in shown
+    assert f"{api.url} repeatedly returned 502" in shown
+    assert "The run runs-0 is no longer followed; it continues" in shown
     assert "failed" not in shown
 
 
@@ -46,23 +46,23 @@ def test_a_token_that_expires_while_waiting_may_be_renewed_in_its_file(api, tmp_
     api.faults = [Fault(401, "GET", LOOK, times=2)]
     status, shown = submitted(api, token_file=token)
     assert status == 0
-    assert re.search(r"does not know who asks \(401\).* The run runs-0 goes on; looking for it", shown)
+    assert re.search(r"is not authenticated \(401\).* The run runs-0 continues; retrying", shown)
 
 
-def test_a_token_that_stays_expired_loses_sight_of_the_run(api, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.1)
+def test_a_token_that_stays_expired_ends_the_following(api, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "UNAUTHORIZED_SECONDS", 0.1)
     (tmp_path / "token").write_text("right")
     api.token = "right"
     api.faults = [Fault(401, "GET", LOOK, times=9999)]
     status, shown = submitted(api, token_file=tmp_path / "token")
     assert status == 4
-    assert "is not accepted: it may have expired" in shown
-    assert "Lost sight of the run runs-0, which goes on" in shown
+    assert "was rejected: it may have expired" in shown
+    assert "The run runs-0 is no longer followed; it continues" in shown
     assert len(api.store["runs"]) == 1
 
 
 def test_a_token_file_that_is_taken_away_while_waiting_is_no_traceback(api, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "UNAUTHORIZED_SECONDS", 0.0)
     token = tmp_path / "token"
     token.write_text("right")
     api.story = [RUNNING]
@@ -70,11 +70,11 @@ def test_a_token_file_that_is_taken_away_while_waiting_is_no_traceback(api, tmp_
     monkeypatch.setattr(api, "_look_at", lambda run: (token.unlink(), look(run))[1])
     status, shown = submitted(api, token_file=token)
     assert status == 4
-    assert f"{token}: No such file or directory. Lost sight of the run runs-0" in shown
+    assert f"{token}: No such file or directory. The run runs-0 is no longer followed" in shown
 
 
 def test_a_run_that_was_deleted_is_not_looked_for(api):
     api.faults = [Fault(404, "GET", LOOK)]
     status, shown = submitted(api)
     assert status == 4
-    assert "looking at the run was refused (404)" in shown
+    assert "reading the run was refused (404)" in shown

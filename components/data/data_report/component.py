@@ -51,10 +51,10 @@ def data_report(
         train_report: Page about the training rows.
         val_report: Page about the validation rows.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         pii: `report` counts personal data and secrets; `off` does not count them. Both mask them in rows on the pages.
         phone_region: Country of phone numbers without a country code, as two letters.
         language_rows: Evenly spaced rows of each dataset whose language is detected; 0 for none.
@@ -64,11 +64,11 @@ def data_report(
     arguments = locals()
     from llm_finetune.components.data.data_report import step
     from llm_finetune.components.shared.card import card
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({name: arguments[name] for name in step.STAGES})
-        stages = {name: step.Stage(arguments[name].path, recorded(arguments[name])) for name in step.STAGES}
+        stages = {name: step.Stage(arguments[name].path, read_metadata(arguments[name])) for name in step.STAGES}
         pages = {name: arguments[name].path for name in step.PAGES}
         step.data_report(stages, pages, step.Settings.of(arguments))

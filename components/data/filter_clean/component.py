@@ -48,10 +48,10 @@ def filter_clean(
         dropped_rows: The dropped rows, with a column `reason`.
         preview: Rows read, kept and dropped by reason, lengths, personal data, the first 20 rows.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         min_chars: Rows with fewer characters are dropped.
         max_chars: Rows with more characters are dropped; 0 for no limit.
         drop_if_missing_output: Whether to drop rows with a null or blank answer.
@@ -77,14 +77,14 @@ def filter_clean(
     arguments = locals()
     from llm_finetune.components.data.filter_clean import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.partitions import rows_folder
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         rows = rows_folder("raw_dataset", raw_dataset, partition)
         facts = step.filter_clean(rows, clean_dataset.path, dropped_rows.path, preview.path, chosen)
-        origin = {name: recorded(raw_dataset).get(name, "") for name in ("source", "revision")}
+        origin = {name: read_metadata(raw_dataset).get(name, "") for name in ("source", "revision")}
         part = {"part": int(partition["part"])} if partition else {}
         produced_by = origin | part | lineage({"raw_dataset": raw_dataset})
         clean_dataset.metadata.update(facts.metadata() | produced_by)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.data.load_dataset.settings import Settings as Source
-from llm_finetune.components.shared.settings import FieldSettings, listed
+from llm_finetune.components.shared.settings import FieldSettings, split_names
 
 
 def eval_set_source(named: str | Mapping[str, Any]) -> Source:
@@ -80,7 +80,7 @@ class Settings(FieldSettings):
     @property
     def language_codes(self) -> list[str]:
         """Languages to keep; empty for all."""
-        return [code.lower() for code in listed(self.languages)]
+        return [code.lower() for code in split_names(self.languages)]
 
     @field_validator("eval_sets")
     @classmethod

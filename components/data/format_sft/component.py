@@ -43,10 +43,10 @@ def format_sft(
         val_sft: Validation rows as prompt and completion.
         preview: Five examples of each split.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         template: Text with {instruction}, {input} and {output}; \n is a newline, {{ and }} are braces. `chat` converts
             rows to conversations for the base model's own chat template.
         system_prompt: With template = chat: system message for conversations without one.

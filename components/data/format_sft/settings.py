@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from llm_finetune.components.shared.settings import FieldSettings, listed
+from llm_finetune.components.shared.settings import FieldSettings, split_names
 
 DEFAULT_TEMPLATE = "### Instruction:\\n{instruction}\\n\\n### Input:\\n{input}\\n\\n### Response:\\n{output}"
 
@@ -35,7 +35,7 @@ class Settings(FieldSettings):
     @field_validator("keep_columns")
     @classmethod
     def _are_not_written(cls, value: str) -> str:
-        for name in listed(value):
+        for name in split_names(value):
             if name in WRITTEN_COLUMNS:
                 raise ValueError(f"{name} is a column that this card writes; rename the column in the data")
         return value

@@ -24,7 +24,7 @@ from llm_finetune.components.shared.row_counts import check_accounted
 from llm_finetune.components.shared.rows.layouts import detect_layout, layout_name
 from llm_finetune.components.shared.rows.text import check_columns
 from llm_finetune.components.shared.rows.unread_fields import refuse_unread_fields
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 CHAT = "chat"
 Formatter = Chat | Instruction | PlainText
@@ -161,13 +161,13 @@ def _format(
 
 def _extra_columns(columns: pa.Schema, settings: Settings) -> pa.Schema:
     """Returns the schema of `keep_columns`."""
-    for name in listed(settings.keep_columns):
+    for name in split_names(settings.keep_columns):
         if name not in columns.names:
             raise UserError(
                 f"keep_columns = {name!r}: no such column{nearest(name, columns.names)} "
                 f"(columns: {', '.join(columns.names)})"
             )
-    return pa.schema([columns.field(name) for name in listed(settings.keep_columns)])
+    return pa.schema([columns.field(name) for name in split_names(settings.keep_columns)])
 
 
 def _write_format(folder: Path, formatter: Formatter, settings: Settings) -> str:

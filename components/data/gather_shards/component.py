@@ -27,15 +27,15 @@ def gather_shards(
     from llm_finetune.components.data.gather_shards import step
     from llm_finetune.components.shared import row_counts
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
 
     with card(package_version):
         planned = step.partition_numbers(partitions)
-        arrived = step.partition_numbers([recorded(shard) for shard in shards])
+        arrived = step.partition_numbers([read_metadata(shard) for shard in shards])
         order = row_counts.planned_order("partition", planned, arrived)
         inputs = {f"partition_{number}": shards[place] for number, place in enumerate(order)}
         row_counts.check_whole(inputs)
-        metadata = [recorded(shard) for shard in inputs.values()]
+        metadata = [read_metadata(shard) for shard in inputs.values()]
         paths = [shard.path for shard in inputs.values()]
         facts = step.gather_shards(paths, dataset.path, step.text_row_counts(metadata))
         produced = step.merge_metadata(metadata) | facts | lineage(inputs)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from llm_finetune.components.shared.settings import CardSettings, with_new_names
+from llm_finetune.components.shared.settings import CardSettings, replace_old_names
 from llm_finetune.components.shared.urls import without_secrets
 
 
@@ -44,7 +44,7 @@ class Member(CardSettings):
     @model_validator(mode="before")
     @classmethod
     def _accept_old_names(cls, values: object) -> object:
-        return with_new_names(cls, values, "mixture") if isinstance(values, Mapping) else values
+        return replace_old_names(cls, values, "mixture") if isinstance(values, Mapping) else values
 
     @field_validator("sha256")
     @classmethod

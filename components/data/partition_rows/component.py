@@ -37,14 +37,14 @@ def partition_rows(
     from llm_finetune.components.data.partition_rows import step
     from llm_finetune.components.shared import row_counts
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
 
     with card(package_version):
-        order = row_counts.planned_order("shard", planned, [recorded(shard).get("source", "") for shard in shards])
+        order = row_counts.planned_order("shard", planned, [read_metadata(shard).get("source", "") for shard in shards])
         inputs = {f"shard_{number}": shards[place] for number, place in enumerate(order)}
         row_counts.check_whole(inputs)
         paths = [shard.path for shard in inputs.values()]
         written = step.partition_rows(paths, partitions.path, int(parts), Settings.of({"settings": settings}))
-        facts = step.facts(partitions.path, [recorded(shard) for shard in inputs.values()], written)
+        facts = step.facts(partitions.path, [read_metadata(shard) for shard in inputs.values()], written)
         partitions.metadata.update(facts.metadata() | lineage(inputs) | {"origin": facts.origin()})
     return written

@@ -16,7 +16,7 @@ from llm_finetune.components.data.sources.hub import LICENSE_SEPARATOR
 from llm_finetune.components.data.sources.origins import combined_revision
 from llm_finetune.components.shared import tables
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.files import atomic_folder, content_hash
 from llm_finetune.components.shared.joined import batches_of, common_schema
 from llm_finetune.components.shared.partitions import MAX_SHARDS, partition_folder
 from llm_finetune.components.shared.row_counts import check_accounted
@@ -53,7 +53,7 @@ def partition_rows(
         part = partition_of(cleaner.clean(batch).text.full_text(), parts)
         return [(number, batch.filter(pa.array(part == number))) for number in np.unique(part).tolist()]
 
-    with whole_folder(partitions) as folder, ExitStack() as open_writers:
+    with atomic_folder(partitions) as folder, ExitStack() as open_writers:
         writers = [
             open_writers.enter_context(tables.ShardWriter(partition_folder(folder, part), schema))
             for part in range(parts)

@@ -37,10 +37,10 @@ def train_val_split(
         val_dataset: Rows for validation, shuffled.
         preview: Rows and share of each side, and leakage between them.
         instruction_key: Column with the instruction; empty, with an empty input_key, for plain text in output_key.
-        input_key: Column with the input; empty for data without one.
+        input_key: Column with the input; empty for datasets without one.
         output_key: Column with the answer.
-        chat_key: Column with a list of messages (role, content), for data that is conversations; the three other keys
-            are then not looked at.
+        chat_key: Column with a list of messages (role, content), for datasets of conversations; the three other keys
+            are then ignored.
         val_ratio: Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.
         shuffle_seed: Seed of the split and the order of rows.
         group_key: Column whose equal values are kept on one side (a document, a user); empty for none.
@@ -53,14 +53,14 @@ def train_val_split(
     arguments = locals()
     from llm_finetune.components.data.train_val_split import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"clean_dataset": clean_dataset})
         chosen = step.Settings.of(arguments)
         facts = step.train_val_split(clean_dataset.path, train_dataset.path, val_dataset.path, preview.path, chosen)
-        origin = {name: recorded(clean_dataset).get(name, "") for name in ("source", "revision")}
+        origin = {name: read_metadata(clean_dataset).get(name, "") for name in ("source", "revision")}
         produced_by = origin | lineage({"clean_dataset": clean_dataset}, seed=chosen.shuffle_seed)
         train_dataset.metadata.update(facts.metadata("train") | produced_by)
         val_dataset.metadata.update(facts.metadata("val") | produced_by)

@@ -92,7 +92,7 @@ def evaluate(
     from llm_finetune.components.evaluation.evaluate.settings import Settings
     from llm_finetune.components.shared.card import card, lineage, write_metrics
     from llm_finetune.components.shared.files import content_hash, write_text
-    from llm_finetune.components.shared.metadata import flag
+    from llm_finetune.components.shared.metadata import read_flag
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
@@ -106,7 +106,7 @@ def evaluate(
             eval_examples.path,
             eval_page.path,
             own_settings,
-            flag(model_config, "load_in_4bit"),
+            read_flag(model_config, "load_in_4bit"),
             train_tokens.path if train_tokens else None,
         )
         write_metrics(eval_report, evaluation.dashboard_metrics())

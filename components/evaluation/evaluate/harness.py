@@ -12,7 +12,7 @@ from llm_finetune.components.evaluation.evaluate.batching import is_out_of_memor
 from llm_finetune.components.evaluation.evaluate.loss import MODELS
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 BATCH_SIZE = 16
 BOOTSTRAP_RESAMPLES = 1000
@@ -38,7 +38,7 @@ def load_tasks(tasks: str, settings: Settings, manager: Any = None) -> dict[str,
         raise UserError(
             f"tasks = {tasks!r} needs lm-evaluation-harness: install the extra llm-finetune[tasks]"
         ) from None
-    names = listed(tasks)
+    names = split_names(tasks)
     files = [name for name in names if Path(name).suffix in (".yaml", ".yml")]
     # Indexing all tasks of the harness takes many seconds.
     manager = manager or TaskManager(include_defaults=files != names)

@@ -9,7 +9,7 @@ import numpy as np
 from llm_finetune.components.evaluation.evaluate.generation import Answer
 from llm_finetune.components.evaluation.evaluate.intervals import Ratio
 from llm_finetune.components.evaluation.evaluate.settings import Settings
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 Scores = dict[str, float]
 """Scores of one answer by metric."""
@@ -33,7 +33,7 @@ class Scorer:
             settings.answer_format == "auto"
             and all(parse_json_object(reference) is not None for reference in references)
         )
-        self._text_scorers = {name: TEXT_SCORERS[name]() for name in listed(settings.text_scores)}
+        self._text_scorers = {name: TEXT_SCORERS[name]() for name in split_names(settings.text_scores)}
 
     def score(self, reference: str, answer: Answer) -> Scores:
         """Scores one answer.

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
-from llm_finetune.components.shared.settings import CardSettings, listed
+from llm_finetune.components.shared.settings import CardSettings, split_names
 
 TEXT_SCORES = ("rouge_l", "chrf")
 
@@ -102,7 +102,7 @@ class Settings(CardSettings):
     @field_validator("text_scores")
     @classmethod
     def _validate_text_scores(cls, value: str) -> str:
-        for name in listed(value):
+        for name in split_names(value):
             if name not in TEXT_SCORES:
                 raise ValueError(f"{name!r} is not a score{nearest(name, TEXT_SCORES)} ({', '.join(TEXT_SCORES)})")
         return value

@@ -16,7 +16,7 @@ from llm_finetune.components.evaluation.evaluate.rows import Indices
 from llm_finetune.components.evaluation.evaluate.settings import Settings
 from llm_finetune.components.shared import questions
 from llm_finetune.components.shared.modeling.causal_lm import evaluation_mode
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 
 def evaluate(
@@ -89,7 +89,7 @@ def evaluate(
 
 def _slice_columns(val_tokens: Path, val_sft: Path, positions: Indices, settings: Settings) -> dict[str, list[str]]:
     """Returns the values of the columns of `slice_by`."""
-    columns = listed(settings.slice_by)
+    columns = split_names(settings.slice_by)
     if not columns:
         return {}
     # Tokenize drops rows, so that a position in val_tokens is not an index in val_sft.

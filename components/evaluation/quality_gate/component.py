@@ -33,11 +33,11 @@ def quality_gate(
     from llm_finetune.components.evaluation.quality_gate import step
     from llm_finetune.components.evaluation.quality_gate.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.card_logs import record
+    from llm_finetune.components.shared.card_logs import record_outcome
 
     with card(package_version):
         is_open, reason = step.quality_gate(eval_report.path, gate_report.path, Settings.of(arguments))
         gate_report.metadata.update(lineage({"eval_report": eval_report}) | {"open": is_open, "reason": reason})
         print(f"gate {'open' if is_open else 'closed'}: {reason}")
-        record("quality_gate", open=is_open, reason=reason)
+        record_outcome("quality_gate", open=is_open, reason=reason)
     return is_open

@@ -59,10 +59,10 @@ def apply_lora(
     from llm_finetune.components.model.apply_lora import step
     from llm_finetune.components.model.apply_lora.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import flag
+    from llm_finetune.components.shared.metadata import read_flag
 
     with card(package_version):
         chosen = Settings.of(arguments)
-        four_bit = flag(model_config, "load_in_4bit")
+        four_bit = read_flag(model_config, "load_in_4bit")
         facts = step.apply_lora(model_config.path, lora_config.path, model_summary.path, chosen, four_bit)
         lora_config.metadata.update(vars(facts) | lineage({"model_config": model_config}))

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llm_finetune.components.shared.errors import nearest
 from llm_finetune.components.shared.name_lists import NameList
-from llm_finetune.components.shared.settings import CardSettings, listed
+from llm_finetune.components.shared.settings import CardSettings, split_names
 
 INITS = ("default", "gaussian", "orthogonal", "olora", "pissa")
 # Initializations that an adapter's files alone cannot restore, or that need data which this card does not have.
@@ -67,7 +67,7 @@ class Settings(CardSettings):
     @field_validator("target_modules")
     @classmethod
     def _validate_target_modules(cls, value: str) -> str:
-        if not listed(value):
+        if not split_names(value):
             raise ValueError("names no module; write names separated by commas, a list of names, or all-linear")
         return value
 
@@ -88,9 +88,9 @@ class Settings(CardSettings):
     @property
     def target_names(self) -> list[str]:
         """Names in `target_modules`."""
-        return listed(self.target_modules)
+        return split_names(self.target_modules)
 
     @property
     def saved_names(self) -> list[str]:
         """Names in `modules_to_save`."""
-        return listed(self.modules_to_save)
+        return split_names(self.modules_to_save)

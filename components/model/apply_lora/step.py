@@ -12,7 +12,7 @@ from llm_finetune.components.model.apply_lora.advice import advise
 from llm_finetune.components.model.apply_lora.settings import Settings
 from llm_finetune.components.model.apply_lora.targets import check_modules_to_save, check_targets, linear_names
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import content_hash, whole_folder
+from llm_finetune.components.shared.files import atomic_folder, content_hash
 from llm_finetune.components.shared.modeling.adapters import serving_obstacle
 from llm_finetune.components.shared.modeling.architecture import (
     add_adapter,
@@ -103,7 +103,7 @@ def apply_lora(
     adapter, total = add_adapter(model, _peft_config(plain, targets))
     plan = _plan(shape, adapter, settings, model.config, load_in_4bit)
     memory = estimate(shape, adapter, plan)
-    with whole_folder(lora_config) as folder:
+    with atomic_folder(lora_config) as folder:
         _write_adapter(folder, _peft_config(settings, targets))
     facts = LoraFacts(
         lora_rank=settings.r,

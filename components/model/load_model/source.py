@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from llm_finetune.components.model.load_model.disk import check_space
 from llm_finetune.components.shared.errors import UserError, first_line
-from llm_finetune.components.shared.files import make_writable
+from llm_finetune.components.shared.files import ensure_writable
 from llm_finetune.components.shared.modeling.base_model import (
     INDEX,
     SINGLE,
@@ -86,7 +86,7 @@ def locate(model_name: str, revision: str, cache_dir: str) -> ModelSource:
             f"model_name = {model_name!r} is neither a folder nor a Hub id (owner/name): {error}"
         ) from error
     if not constants.HF_HUB_OFFLINE:  # a volume that was filled elsewhere may be read-only
-        make_writable(cache_dir, f"cache_dir = {cache_dir!r}")
+        ensure_writable(cache_dir, f"cache_dir = {cache_dir!r}")
     return _find_on_hub(model_name, revision, cache_dir)
 
 

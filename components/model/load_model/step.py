@@ -11,10 +11,10 @@ from llm_finetune.components.model.load_model.headers import Tensor, count_param
 from llm_finetune.components.model.load_model.settings import Settings
 from llm_finetune.components.model.load_model.source import ModelSource, download_weights, locate, read_license
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import whole_folder
+from llm_finetune.components.shared.files import atomic_folder
 from llm_finetune.components.shared.modeling.base_model import REFERENCE, file_stamps, files_revision, verify_revision
 from llm_finetune.components.shared.modeling.weight_types import stored_types
-from llm_finetune.components.shared.summary import gigabytes, write_summary
+from llm_finetune.components.shared.summary import format_bytes, write_summary
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
@@ -101,7 +101,7 @@ def load_model(model_config: str | Path, model_summary: str | Path, settings: Se
         store=settings.store,
         content_hash=_content_hash(source, tensors, revision),
     )
-    with whole_folder(model_config) as folder:
+    with atomic_folder(model_config) as folder:
         copy_files(source.other_files, weights, folder)
         if settings.store == "copy":
             link_or_copy(source.weights, weights, folder)
@@ -197,7 +197,7 @@ def _write_summary(path: str | Path, facts: ModelFacts) -> None:
         "context length": facts.context_length or "unknown",
         "dtype": facts.dtype,
         "licence": facts.licence,
-        "size on disk": gigabytes(facts.size_bytes),
+        "size on disk": format_bytes(facts.size_bytes),
         "chat template": facts.chat_template,
         "store": facts.store,
     }

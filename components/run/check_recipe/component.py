@@ -1,4 +1,4 @@
-"""Check Recipe: refuses an impossible run at once."""
+"""Check Recipe: validates all settings of a run before anything else runs."""
 
 from typing import NamedTuple
 
@@ -63,20 +63,20 @@ def check_recipe(
         ("plan", dict),
     ],
 ):
-    r"""Checks all settings of all cards before anything is downloaded or any GPU is asked for.
+    r"""Validates all settings of all cards before anything is downloaded or a GPU is requested.
 
     Args:
         source_type: `huggingface` (reads hf_dataset), `jsonl_url` or `jsonl_path` (read the files in the parameter of
             that name).
         hf_dataset: Name of a dataset on the Hub. A gated dataset needs a token in the step's variable HF_TOKEN.
-        jsonl_path: One or several files, separated by commas: s3://, gs://, hf:// or https:// addresses, or paths under
-            /mnt/data, the volume of data_claim; *, ?, [...] and ** are patterns (source_type jsonl_path).
-        jsonl_url: One or several https:// addresses of files, separated by commas (source_type jsonl_url).
+        jsonl_path: One or several files, separated by commas: s3://, gs://, hf:// or https:// URLs, or paths under
+            /mnt/data, the volume of data_claim; *, ?, [...] and ** are glob patterns (source_type jsonl_path).
+        jsonl_url: One or several https:// URLs of files, separated by commas (source_type jsonl_url).
         max_samples: Maximum number of rows; 0 for all.
         val_ratio: Target share of the rows for validation, between 0 and 1; met as closely as whole groups allow.
         template: Text with {instruction}, {input} and {output}; \n is a newline, {{ and }} are braces. `chat` converts
             rows to conversations for the base model's own chat template.
-        model_name: Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.
+        model_name: Base model: Hub ID, or folder under /mnt/model-cache, the volume of model_cache.
         load_in_4bit: Whether training keeps the frozen weights in 4 bit (NF4, QLoRA); the files are not changed.
         max_length: Maximum tokens in a row.
         lora_r: Rank of the adapter.
@@ -85,23 +85,23 @@ def check_recipe(
         batch_size: Rows per optimizer step and GPU, before accumulation; with n GPUs a step has n times as many, and
             learning_rate is not scaled. Packed rows contain several documents.
         learning_rate: Peak learning rate.
-        seed: Seed of split, packing, training and evaluation.
+        seed: Random seed of split, packing, training and evaluation.
         gate_rules: Comparisons separated by commas, such as 'loss_delta_ci_high < 0, stop_rate >= 0.99, task.mmlu.drop
             <= 2*stderr'. All must hold; empty for no rules. A requested measurement that failed closes the gate in any
             case.
         deployment_name: Name of the deployment, and the model name in requests.
         serve_target: kserve (InferenceService on this cluster), local (server process on this machine) or manifest
             (YAML for a GitOps repository, without a deployment).
-        namespace: Namespace to deploy to; empty is the run's own.
-        gpu_type: Resource name of the GPUs.
-        gpu_count: GPUs for training and for the server, as text.
-        recipe: A section of settings per card, fields for the names of the dataset's fields, and cluster.
-        checkpoint_root: Volume for the checkpoints of all trainings; empty without one.
-        package_version: Version that compiled the pipeline; the step refuses another one.
+        namespace: Namespace to deploy to; empty uses the namespace of the run.
+        gpu_type: Resource name of the GPUs in Kubernetes.
+        gpu_count: Number of GPUs for training and for the server, as a string.
+        recipe: Sections of settings: one per card, fields (columns of the dataset), and cluster.
+        checkpoint_root: Folder of the checkpoints of all trainings; empty for none.
+        package_version: Version that compiled the pipeline; the step fails if it has another version.
 
     Returns:
-        Each card's section of the recipe, checked; the settings of its section cluster; GPUs for Evaluate; the
-        whole plan.
+        The validated section of each card; the settings of the section cluster; the number of GPUs for Evaluate; the
+        plan of the run.
     """
     arguments = locals()
     from llm_finetune.components.run.check_recipe import step
@@ -112,6 +112,6 @@ def check_recipe(
         parameters = {name: arguments[name] for name in PARAMETERS}
         sections = step.check_recipe(parameters, recipe, checkpoint_root)
         cluster = step.check_cluster(recipe)
-        evaluation_gpus = "0" if gpu_count == "0" else "1"  # one is all that it uses
+        evaluation_gpus = "0" if gpu_count == "0" else "1"  # Evaluate uses one GPU
         plan = step.plan_of(parameters, recipe)
     return (*(sections[name] for name in SETTINGS), *cluster.outputs.values(), evaluation_gpus, plan)

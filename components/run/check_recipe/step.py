@@ -1,4 +1,4 @@
-"""Check Recipe: refuses an impossible run before anything is downloaded or any GPU is asked for."""
+"""Check Recipe: validates all settings of a run before anything is downloaded or a GPU is requested."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,132 +16,132 @@ from llm_finetune.components.run.check_recipe.wiring import (
     settings_of,
 )
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import FieldSettings, checked, listed, with_new_names
+from llm_finetune.components.shared.settings import FieldSettings, replace_old_names, split_names, validate
 from llm_finetune.components.shared.urls import all_without_secrets
 
-NOT_OF_THE_MODEL = ("vllm_serve", "cluster")
-WITH_ADDRESSES = ("load_dataset", "filter_clean", "merge_export")
+NOT_IN_PLAN = ("vllm_serve", "cluster")
+WITH_URLS = ("load_dataset", "filter_clean", "merge_export")
 
 
 def check_recipe(
     parameters: Mapping[str, Any], recipe: Mapping[str, Any], checkpoint_root: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """Checks every card's settings, those of the pipeline's parameters and those of the recipe, together.
+    """Validates the settings of all cards, from pipeline parameters and recipe together.
 
     Args:
-        parameters: Pipeline parameters by name; text is taken for numbers and booleans too, as KFP passes it.
-        recipe: A section per card, `fields` for the names of the dataset's fields, and `cluster`.
-        checkpoint_root: Folder in which a training gets one of its own for its checkpoints; empty gives it none.
+        parameters: Pipeline parameters by name; numbers and booleans may be strings, as KFP passes them.
+        recipe: A section per card, `fields` (columns of the dataset), and `cluster`.
+        checkpoint_root: Folder in which each training creates its checkpoint folder; empty for none.
 
     Returns:
-        Per card, the settings that the recipe gives it; the pipeline's parameters are not among them.
+        Settings of the recipe by card, without the settings that pipeline parameters set.
 
     Raises:
-        UserError: If a section, a setting or a value is unknown or impossible, or a section holds what is a pipeline
-            parameter.
+        UserError: If a section, setting or value is unknown or invalid, or a section contains a setting that a pipeline
+            parameter sets.
     """
     known = (*SETTINGS, "fields", "cluster")
     for name, content in recipe.items():
         if name not in known:
             raise UserError(f"unknown section {name!r} in the recipe{nearest(name, known)} ({', '.join(known)})")
         if not isinstance(content, Mapping):
-            raise UserError(f"recipe.{name} = {content!r}: a section is a mapping of settings to values")
+            raise UserError(f"recipe.{name} = {content!r}; expected a mapping of settings to values")
     sections = {
-        card: with_new_names(settings, recipe.get(card, {}), f"recipe.{card}") for card, settings in SETTINGS.items()
+        card: replace_old_names(settings, recipe.get(card, {}), f"recipe.{card}") for card, settings in SETTINGS.items()
     }
     for card, section in sections.items():
-        _refuse_parameters(card, section)
+        _reject_parameters(card, section)
     if node_selector := check_cluster(recipe).node_selector:
         sections["vllm_serve"].setdefault("node_selector", node_selector)
     if checkpoint_root:
         sections["finetune_lora"].setdefault("checkpoint_root", checkpoint_root)
-    fields = checked(FieldSettings, recipe.get("fields", {}), "recipe.fields").model_dump()
+    fields = validate(FieldSettings, recipe.get("fields", {}), "recipe.fields").model_dump()
     for card in FIELD_CARDS:
-        _share(sections[card], card, fields if "fields" in recipe else {})
+        _set_shared(sections[card], card, fields if "fields" in recipe else {})
     for (card, setting), others in SHARED_SETTINGS.items():
         for other in others:
-            _share(sections[other], other, {setting: sections[card][setting]} if setting in sections[card] else {})
-    _keep_slices(sections)
-    chosen = {}
+            _set_shared(sections[other], other, {setting: sections[card][setting]} if setting in sections[card] else {})
+    _keep_slice_columns(sections)
+    validated = {}
     for card, section in sections.items():
         values = {**settings_of(card, parameters), **section}
-        chosen[card] = checked(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
-    _check_gate(chosen["quality_gate"]["rules"], chosen["evaluate"]["tasks"])
-    return {card: {name: chosen[card][name] for name in section} for card, section in sections.items()}
+        validated[card] = validate(SETTINGS[card], values, f"recipe.{card}").model_dump(mode="json")
+    _check_gate(validated["quality_gate"]["rules"], validated["evaluate"]["tasks"])
+    return {card: {name: validated[card][name] for name in section} for card, section in sections.items()}
 
 
 def check_cluster(recipe: Mapping[str, Any]) -> ClusterSettings:
-    """Checks the recipe's section `cluster`.
+    """Validates the recipe's section `cluster`.
 
     Args:
         recipe: The recipe.
 
     Returns:
-        Its settings.
+        The settings of the section.
 
     Raises:
-        UserError: If a setting is unknown or impossible.
+        UserError: If a setting is unknown or invalid.
     """
-    return checked(ClusterSettings, recipe.get("cluster", {}), "recipe.cluster")
+    return validate(ClusterSettings, recipe.get("cluster", {}), "recipe.cluster")
 
 
 def plan_of(parameters: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decides a run's model, as a recipe file holds it: not where it is served, nor on what cluster.
+    """Returns the plan of a run as the content of a recipe file, without serving and cluster settings.
 
-    It is published on the model card, so its URLs have no passwords and signatures any more.
+    The plan is published on the model card, so passwords and signatures are removed from its URLs.
 
     Args:
-        parameters: Pipeline parameters by name, as KFP passes them: text for numbers and booleans.
+        parameters: Pipeline parameters by name; numbers and booleans may be strings, as KFP passes them.
         recipe: The recipe.
 
     Returns:
-        `parameters`, of their own types again, and the recipe's sections.
+        `parameters`, converted to their types, and the sections of the recipe.
     """
     typed = {}
     for name, value in parameters.items():
         card, setting = PARAMETERS[name][0]
-        if card not in NOT_OF_THE_MODEL:
+        if card not in NOT_IN_PLAN:
             kind: Any = SETTINGS[card].model_fields[setting].annotation
             own = TypeAdapter(kind).validate_python(value)
-            typed[name] = all_without_secrets(own) if card in WITH_ADDRESSES else own
-    sections: dict[str, Any] = {name: dict(section) for name, section in recipe.items() if name not in NOT_OF_THE_MODEL}
+            typed[name] = all_without_secrets(own) if card in WITH_URLS else own
+    sections: dict[str, Any] = {name: dict(section) for name, section in recipe.items() if name not in NOT_IN_PLAN}
     for place in ("checkpoint_folder", "checkpoint_root"):
         sections.get("finetune_lora", {}).pop(place, None)
-    sections |= {card: all_without_secrets(sections[card]) for card in WITH_ADDRESSES if card in sections}
+    sections |= {card: all_without_secrets(sections[card]) for card in WITH_URLS if card in sections}
     return {"parameters": typed, **sections}
 
 
-def _refuse_parameters(card: str, section: Mapping[str, Any]) -> None:
+def _reject_parameters(card: str, section: Mapping[str, Any]) -> None:
     for parameter, places in PARAMETERS.items():
         for name, setting in places:
             if name == card and setting in section:
                 raise UserError(
-                    f"recipe.{card}.{setting} is set by the pipeline's parameter {parameter}: give it there instead"
+                    f"recipe.{card}.{setting} is set by the pipeline's parameter {parameter}: set the parameter instead"
                 )
 
 
-def _keep_slices(sections: dict[str, dict[str, Any]]) -> None:
-    """Lets Format for SFT keep the columns that Evaluate slices by."""
+def _keep_slice_columns(sections: dict[str, dict[str, Any]]) -> None:
+    """Adds the columns that Evaluate slices by to the columns that Format for SFT keeps."""
     own, slices = sections["format_sft"].get("keep_columns", ""), sections["evaluate"].get("slice_by", "")
-    if isinstance(own, str) and isinstance(slices, str):  # else their cards' settings refuse them
-        wanted = [*listed(own), *(name for name in listed(slices) if name not in WRITTEN_COLUMNS)]
-        if wanted:
-            sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(wanted))
+    if isinstance(own, str) and isinstance(slices, str):  # other types are rejected with the settings of the cards
+        columns = [*split_names(own), *(name for name in split_names(slices) if name not in WRITTEN_COLUMNS)]
+        if columns:
+            sections["format_sft"]["keep_columns"] = ",".join(dict.fromkeys(columns))
 
 
 def _check_gate(rules: str, tasks: str) -> None:
-    """Refuses rules about tasks where none will be run: the gate would stay closed after the whole training."""
+    """Rejects gate rules about tasks if no task is evaluated: the gate would stay closed after the training."""
     of_tasks = [rule.text for rule in parse_rules(rules) if rule.metric.startswith("task.")]
-    if of_tasks and not listed(tasks):
+    if of_tasks and not split_names(tasks):
         raise UserError(
-            f"gate_rules has {of_tasks[0]!r}, but no task is evaluated: name it in recipe.evaluate.tasks, or leave the "
-            "rule out"
+            f"gate_rules has {of_tasks[0]!r}, but no task is evaluated: add it to recipe.evaluate.tasks, or remove the "
+            "rule"
         )
 
 
-def _share(section: dict[str, Any], card: str, shared: Mapping[str, Any]) -> None:
+def _set_shared(section: dict[str, Any], card: str, shared: Mapping[str, Any]) -> None:
     for name, value in shared.items():
         if name in SETTINGS[card].model_fields and section.setdefault(name, value) != value:
             raise UserError(
-                f"recipe.{card}.{name} = {section[name]!r}, but {value!r} was given for all cards: give it once"
+                f"recipe.{card}.{name} = {section[name]!r}, but {value!r} is set for all cards: set it only once"
             )

@@ -1,7 +1,10 @@
-"""The settings of every card, and which pipeline parameter goes to which settings of which cards."""
+"""Settings classes of all cards, and the mapping of pipeline parameters to settings."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from types import UnionType
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from llm_finetune.components.data.data_report.settings import Settings as DataReport
 from llm_finetune.components.data.filter_clean.settings import Settings as FilterClean
@@ -36,7 +39,7 @@ SETTINGS: dict[str, type[CardSettings]] = {
     "vllm_serve": VllmServe,
 }
 
-# pipeline parameter → (card, setting), …
+# Pipeline parameter → the settings (card, setting) that it sets. The first one defines its type and default.
 PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
     "source_type": (("load_dataset", "source_type"),),
     "hf_dataset": (("load_dataset", "hf_dataset"),),
@@ -67,19 +70,19 @@ PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
     "gpu_count": (("vllm_serve", "gpu_count"),),
 }
 
-# What the pipeline says of a parameter where that is more, or less, than what the first of its settings says.
+# Descriptions of parameters that differ from the description of their first setting.
 DESCRIPTIONS = {
-    "jsonl_path": "One or several files, separated by commas: s3://, gs://, hf:// or https:// addresses, or paths "
-    "under /mnt/data, the volume of data_claim; *, ?, [...] and ** are patterns (source_type jsonl_path).",
-    "jsonl_url": "One or several https:// addresses of files, separated by commas (source_type jsonl_url).",
-    "model_name": "Base model: Hub id, or folder under /mnt/model-cache, the volume of model_cache.",
-    "seed": "Seed of split, packing, training and evaluation.",
-    "namespace": "Namespace to deploy to; empty is the run's own.",
-    "gpu_type": "Resource name of the GPUs.",
-    "gpu_count": "GPUs for training and for the server, as text.",
+    "jsonl_path": "One or several files, separated by commas: s3://, gs://, hf:// or https:// URLs, or paths under "
+    "/mnt/data, the volume of data_claim; *, ?, [...] and ** are glob patterns (source_type jsonl_path).",
+    "jsonl_url": "One or several https:// URLs of files, separated by commas (source_type jsonl_url).",
+    "model_name": "Base model: Hub ID, or folder under /mnt/model-cache, the volume of model_cache.",
+    "seed": "Random seed of split, packing, training and evaluation.",
+    "namespace": "Namespace to deploy to; empty uses the namespace of the run.",
+    "gpu_type": "Resource name of the GPUs in Kubernetes.",
+    "gpu_count": "Number of GPUs for training and for the server, as a string.",
 }
 
-# Settings that several cards of the recipe share: (card, setting) → the cards that get the same value.
+# Settings that several cards share: (card, setting) → the other cards with the same setting.
 SHARED_SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
     ("finetune_lora", "tokens_per_micro_batch"): ("apply_lora",),
     ("finetune_lora", "gradient_checkpointing"): ("apply_lora",),
@@ -89,14 +92,14 @@ FIELD_CARDS = ("filter_clean", "train_val_split", "format_sft", "data_report")
 
 
 def settings_of(card: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Returns the settings that pipeline parameters give to a card.
+    """Returns the settings of a card that pipeline parameters set.
 
     Args:
         card: Name of the card.
         values: Pipeline parameters by name: values, or KFP's channels while a pipeline is compiled.
 
     Returns:
-        Values by the card's own names.
+        Values by name of the setting.
     """
     return {
         setting: values[parameter]
@@ -106,7 +109,37 @@ def settings_of(card: str, values: Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def describe_parameter(name: str) -> str:
-    """Returns what a pipeline parameter is: the pipeline's own words, or those of the first setting that it sets."""
+def parameter_field(name: str) -> FieldInfo:
+    """Returns the setting that defines type and default of a pipeline parameter."""
     card, setting = PARAMETERS[name][0]
-    return DESCRIPTIONS.get(name) or SETTINGS[card].model_fields[setting].description or ""
+    return SETTINGS[card].model_fields[setting]
+
+
+def parameter_type(name: str) -> type:
+    """Returns the type of a pipeline parameter: str, int, float, bool, list or dict."""
+    return plain_type(parameter_field(name).annotation)
+
+
+def plain_type(annotation: object) -> type:
+    """Returns the type that a setting has in a KFP signature.
+
+    Args:
+        annotation: Annotation of a pydantic field.
+
+    Returns:
+        str, int, float, bool, list or dict.
+    """
+    origin = get_origin(annotation)
+    if origin in (Annotated, Union, UnionType):
+        return plain_type(get_args(annotation)[0])
+    if origin is Literal:
+        return type(get_args(annotation)[0])
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        raise TypeError(f"{annotation} has no type that KFP knows")
+    return kind
+
+
+def describe_parameter(name: str) -> str:
+    """Returns the description of a pipeline parameter."""
+    return DESCRIPTIONS.get(name) or parameter_field(name).description or ""

@@ -1,4 +1,4 @@
-"""Pin Sources: what data and base model hold now."""
+"""Pin Sources: resolves datasets and base model to their current revisions."""
 
 from typing import NamedTuple
 
@@ -18,25 +18,25 @@ def pin_sources(
     plan: dict,
     package_version: str = "",
 ) -> NamedTuple("Pinned", [("load_dataset", dict), ("filter_clean", dict), ("load_model", dict), ("plan", dict)]):
-    """Finds what the run's data and base model hold now, so that a cache never answers for what they held before.
+    """Pins datasets and base model to their current revisions, so that a changed source invalidates cached results.
 
-    A Hub dataset and a base model on the Hub get their commit, files on a volume their checksum, files elsewhere their
-    ETag. This card always runs; the cards after it are taken from the cache where nothing has changed.
+    Datasets and models on the Hub are pinned to a commit, files on a volume to a checksum, other files to an ETag. This
+    card is never cached; the cards after it use cached results if no pin has changed.
 
     Args:
-        source_type: The pipeline's parameter; so are the next four.
-        hf_dataset: Dataset on the Hub.
-        jsonl_path: Files, some of them maybe in an object store.
-        jsonl_url: Files at URLs.
-        model_name: Base model.
-        load_dataset: Checked settings of Load Dataset.
-        filter_clean: Checked settings of Filter & Clean, whose eval_sets are pinned too.
-        load_model: Checked settings of Load Base Model.
-        plan: The run's plan, as the model card shows it.
-        package_version: Version that compiled the pipeline; the step refuses another one.
+        source_type: Pipeline parameter.
+        hf_dataset: Pipeline parameter.
+        jsonl_path: Pipeline parameter.
+        jsonl_url: Pipeline parameter.
+        model_name: Pipeline parameter.
+        load_dataset: Validated settings of Load Dataset.
+        filter_clean: Validated settings of Filter & Clean; its eval_sets are pinned too.
+        load_model: Validated settings of Load Base Model.
+        plan: Plan of the run, as published on the model card.
+        package_version: Version that compiled the pipeline; the step fails if it has another version.
 
     Returns:
-        The settings of the three cards with their pins, and the plan with those that a later run can be held to.
+        The settings of the three cards with pins, and the plan with the pins that a later run can reproduce.
     """
     arguments = locals()
     from llm_finetune.components.run.pin_sources import step

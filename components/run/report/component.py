@@ -1,4 +1,4 @@
-"""Report: says how a run ended, and why."""
+"""Report: result of a run, and its reason."""
 
 from kfp import dsl
 
@@ -12,20 +12,20 @@ def report(
     run_id: str = "",
     package_version: str = "",
 ):
-    """Runs when everything else has ended, however it ended, and writes the outcome with its reason.
+    """Reports the result of a run and its reason, after all other cards have ended, also after failures.
 
     Args:
-        status: How the other cards ended, as the backend tells it.
-        end_report: Outcome, reason, and the cards that failed.
-        run_id: The run, whose pods are asked for what the cards recorded and for the error of the one that failed.
-        package_version: Version that compiled the pipeline; the step refuses another one.
+        status: Status of the other cards, from the backend.
+        end_report: Result, reason, and failed cards.
+        run_id: ID of the run; the card reads outcomes and errors of the other cards from its pods.
+        package_version: Version that compiled the pipeline; the step fails if it has another version.
     """
     from llm_finetune.components.run.report import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.card_logs import record
+    from llm_finetune.components.shared.card_logs import record_outcome
 
     with card(package_version):
-        ending = step.report(status.state, status.error_message or "", run_id, end_report.path)
-        end_report.metadata.update(vars(ending) | lineage())
-        print(f"run {ending.state}: {ending}")
-        record("report", **vars(ending))
+        result = step.report(status.state, status.error_message or "", run_id, end_report.path)
+        end_report.metadata.update(vars(result) | lineage())
+        print(f"run {result.state}: {result}")
+        record_outcome("report", **vars(result))

@@ -66,7 +66,7 @@ def merge_export(
     arguments = locals()
     from llm_finetune.components.serving.merge_export import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
 
     with card(package_version):
         inputs = {"model_config": model_config, "ft_result": ft_result, "eval_report": eval_report}
@@ -76,9 +76,9 @@ def merge_export(
             merged_model.path,
             model_summary.path,
             step.Settings.of(arguments),
-            recorded(model_config),
-            recorded(ft_result),
-            recorded(eval_report) if eval_report else None,
+            read_metadata(model_config),
+            read_metadata(ft_result),
+            read_metadata(eval_report) if eval_report else None,
             merged_model.uri,
             plan,
         )

@@ -13,7 +13,13 @@ from fsspec.implementations.local import LocalFileSystem
 from llm_finetune.components.serving.merge_export import ownership
 from llm_finetune.components.serving.merge_export.ownership import MANIFEST, Files, is_export_file_name
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.object_stores import PROBE, check_writable, open_store, refusals, send
+from llm_finetune.components.shared.object_stores import (
+    PROBE,
+    check_writable,
+    explain_store_errors,
+    open_store,
+    upload_file,
+)
 from llm_finetune.components.shared.progress import Progress
 
 UNFINISHED_MANIFEST = "manifest.unfinished.json"
@@ -47,7 +53,7 @@ def check_export(uri: str, overwrite: bool = False) -> None:
     system, root = open_store(uri, SETTING)
     if isinstance(system, LocalFileSystem) and Path(root or "/").resolve() in (Path("/"), Path.home().resolve()):
         raise UserError(f"{SETTING} = {uri!r} is a root or home folder: use a subfolder for the model")
-    with refusals(uri, SETTING, RESUME_HINT):
+    with explain_store_errors(uri, SETTING, RESUME_HINT):
         _earlier_export(system, root, uri, overwrite)
         check_writable(system, root)
 
@@ -72,7 +78,7 @@ def export(folder: Path, uri: str, overwrite: bool = False) -> str:
     """
     system, root = open_store(uri, SETTING)
     files = file_checksums(folder)
-    with refusals(uri, SETTING, RESUME_HINT):
+    with explain_store_errors(uri, SETTING, RESUME_HINT):
         found = _earlier_export(system, root, uri, overwrite)
         own = found.own or set()
         uploaded = _already_uploaded(system, root, files, found.uploaded)
@@ -150,7 +156,9 @@ def _upload(system: AbstractFileSystem, root: str, folder: Path, files: Files, u
         print(f"export: {len(uploaded)} of {len(files)} files were uploaded before", flush=True)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         pending = {
-            pool.submit(send, system, folder / name, f"{root}/{name}"): name for name in files if name not in uploaded
+            pool.submit(upload_file, system, folder / name, f"{root}/{name}"): name
+            for name in files
+            if name not in uploaded
         }
         try:
             for future in as_completed(pending):

@@ -11,8 +11,8 @@ from llm_finetune.components.serving.merge_export import layout, merge, parity, 
 from llm_finetune.components.serving.merge_export.destinations import Destinations
 from llm_finetune.components.serving.merge_export.model_card import MergedWeights, write_model_card
 from llm_finetune.components.serving.merge_export.settings import Settings
-from llm_finetune.components.shared.files import content_hash, whole_folder
-from llm_finetune.components.shared.summary import gigabytes, write_summary
+from llm_finetune.components.shared.files import atomic_folder, content_hash
+from llm_finetune.components.shared.summary import format_bytes, write_summary
 
 __all__ = ["MergeFacts", "Settings", "merge_export"]
 
@@ -110,7 +110,7 @@ def merge_export(
     merger = merge.create_merger(model_config, ft_result, load_in_4bit)
     before = merger.adapter_predictions(rows)
     on_original = merger.adapter_predictions(rows, original=True) if load_in_4bit else before
-    with whole_folder(merged_model) as folder:
+    with atomic_folder(merged_model) as folder:
         attempts = precision.choose_dtype(
             settings.dtype,
             merge.stored_dtype(model_config),
@@ -193,7 +193,7 @@ def _write_summary(path: str | Path, facts: MergeFacts, attempts: list[precision
         "save_format": facts.save_format,
         "dtype": facts.dtype,
         **({f"tried {one.dtype}": one for one in attempts} if len(attempts) > 1 else {}),
-        "size": gigabytes(facts.size_bytes),
+        "size": format_bytes(facts.size_bytes),
         "merged into": facts.merged_into,
         "adapter loss": f"{facts.adapter_loss:.4f}",
         "merged loss": f"{facts.merged_loss:.4f}",

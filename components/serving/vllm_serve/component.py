@@ -106,18 +106,18 @@ def vllm_serve(
     arguments = locals()
     from llm_finetune.components.serving.vllm_serve import step
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.card_logs import record
+    from llm_finetune.components.shared.card_logs import record_outcome
     from llm_finetune.components.shared.files import content_hash
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
 
     with card(package_version):
         chosen = step.Settings.of(arguments)
         model, info, page = merged_model, deployment_info, deployment_page
-        metadata = recorded(model, with_store=True)
+        metadata = read_metadata(model, with_store=True)
         paths = model.path, info.path, page.path
         facts = step.vllm_serve(*paths, chosen, model.uri, metadata, eval_report.path)
         # Prompts and answers contain rows, which do not belong into the metadata store.
         short = {name: fact for name, fact in facts.items() if name not in ("answers", "example_curl", "manifests")}
         produced_by = lineage({"merged_model": model, "eval_report": eval_report})
         info.metadata.update(short | produced_by | {"content_hash": content_hash(info.path)})
-        record("vllm_serve", **step.outcome(facts))
+        record_outcome("vllm_serve", **step.outcome(facts))

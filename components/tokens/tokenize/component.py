@@ -47,7 +47,7 @@ def tokenize(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage
-    from llm_finetune.components.shared.metadata import recorded
+    from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
     from llm_finetune.components.tokens.tokenize import encoder, step
     from llm_finetune.components.tokens.tokenize.settings import Settings
@@ -63,7 +63,7 @@ def tokenize(
             preview.path,
             Settings.of(arguments),
             model_config.path if model_config else "",
-            str(recorded(model_config).get("model_name", "")) if model_config else "",
+            str(read_metadata(model_config).get("model_name", "")) if model_config else "",
         )
         train_tokens.metadata.update(train | lineage({"train_sft": train_sft, "model_config": model_config}))
         val_tokens.metadata.update(val | lineage({"val_sft": val_sft, "model_config": model_config}))

@@ -13,7 +13,7 @@ from typing import TextIO
 from transformers.trainer_utils import sort_checkpoints
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.files import make_writable, write_text
+from llm_finetune.components.shared.files import ensure_writable, write_text
 
 FINGERPRINT = "fingerprint.json"
 MANIFEST = "files.json"
@@ -32,7 +32,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: If it is not writable, or another training holds the lock for too long.
     """
-    make_writable(folder, f"the checkpoint folder {folder}")
+    ensure_writable(folder, f"the checkpoint folder {folder}")
     with (folder / LOCK).open("a") as lock:
         waited = 0.0
         while not _try_lock(lock):

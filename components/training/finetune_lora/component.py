@@ -86,7 +86,7 @@ def finetune_lora(
     """
     arguments = locals()
     from llm_finetune.components.shared.card import card, lineage, write_metrics
-    from llm_finetune.components.shared.metadata import flag
+    from llm_finetune.components.shared.metadata import read_flag
     from llm_finetune.components.shared.row_counts import check_whole
     from llm_finetune.components.training.finetune_lora import step
     from llm_finetune.components.training.finetune_lora.settings import Settings
@@ -106,7 +106,7 @@ def finetune_lora(
             ft_result.path,
             loss_curve.path,
             chosen,
-            flag(model_config, "load_in_4bit"),
+            read_flag(model_config, "load_in_4bit"),
             produced_by["inputs"],
             training_logs.path,
         )

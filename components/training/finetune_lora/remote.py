@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_finetune.components.shared.errors import first_line
-from llm_finetune.components.shared.object_stores import check_writable, open_store, refusals, send
+from llm_finetune.components.shared.object_stores import check_writable, explain_store_errors, open_store, upload_file
 from llm_finetune.components.training.finetune_lora.checkpoints import (
     FINGERPRINT,
     MANIFEST,
@@ -59,7 +59,7 @@ class RemoteCheckpoints(TrainerCallback):
         for stale in folder.glob("checkpoint-*"):
             shutil.rmtree(stale)
         (folder / FINGERPRINT).unlink(missing_ok=True)
-        with refusals(self.uri, SETTING, ALTERNATIVE):
+        with explain_store_errors(self.uri, SETTING, ALTERNATIVE):
             names = self._names()
             try:
                 (folder / FINGERPRINT).write_bytes(self._system.cat_file(f"{self._root}/{FINGERPRINT}"))
@@ -112,7 +112,7 @@ class RemoteCheckpoints(TrainerCallback):
         return {name for name in names if self._system.exists(f"{self._root}/{name}/{MANIFEST}")}
 
     def _upload_file(self, file: Path, name: str) -> None:
-        send(self._system, file, f"{self._root}/{name}")
+        upload_file(self._system, file, f"{self._root}/{name}")
 
     def _download_one(self, name: str, folder: Path) -> None:
         try:

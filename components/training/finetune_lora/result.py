@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from llm_finetune.components.shared import tables
-from llm_finetune.components.shared.files import whole_folder, write_text
+from llm_finetune.components.shared.files import atomic_folder, write_text
 from llm_finetune.components.shared.modeling.labels import IGNORE_INDEX
 
 PARITY_ROWS = 16
@@ -32,7 +32,7 @@ def write_result(
         val_tokens: Validation token rows.
         load_in_4bit: Whether the frozen base was kept in NF4.
     """
-    with whole_folder(ft_result) as folder:
+    with atomic_folder(ft_result) as folder:
         model.save_pretrained(str(folder), safe_serialization=True)
         tokenizer.save_pretrained(folder)
         rows = tables.head(val_tokens, PARITY_ROWS).select(["input_ids", "labels"]).to_pylist()

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from llm_finetune.components.shared.errors import UserError, nearest
-from llm_finetune.components.shared.settings import listed
+from llm_finetune.components.shared.settings import split_names
 
 # tracker → (package, environment variable, meaning of the variable)
 TRACKERS = {
@@ -25,7 +25,7 @@ def validate_trackers(names: str) -> list[str]:
     Raises:
         UserError: If a tracker is unknown, its package is not installed or its variable is not set.
     """
-    chosen = listed(names)
+    chosen = split_names(names)
     for name in chosen:
         if name not in TRACKERS:
             raise UserError(

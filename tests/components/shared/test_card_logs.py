@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_finetune.components.shared.card_logs import KILLED, record, recorded, told_error
+from llm_finetune.components.shared.card_logs import OUT_OF_MEMORY, last_error, read_outcome, record_outcome
 
 BEFORE = """\
 I1127 20:01:01.000000      12 main.go:79] Setting log level to: '1'
@@ -17,7 +17,7 @@ F1127 20:01:03.500000      12 main.go:60] failed to execute component: exit stat
 time="2026-11-27T20:01:04.000Z" level=info msg="sub-process exited" argo=true error="<nil>"
 Error: exit status 1
 """
-LAUNCHER = "the launcher of Kubeflow Pipelines says: "
+LAUNCHER = "the launcher of Kubeflow Pipelines failed: "
 UPLOAD = 'failed to execute component: failed to upload output artifact "x": AccessDenied\nstatus 403'
 
 
@@ -42,26 +42,26 @@ def klog(message, severity="F"):
         (BEFORE + "error: told and passed\n" + klog(UPLOAD) + "Error: exit status 1\n", LAUNCHER + UPLOAD),
         (BEFORE + klog("no log level", "E") + "panic: runtime error: nil\n\ngoroutine 1 [running]:\nmain.main()\n",
          LAUNCHER + "panic: runtime error: nil"),
-        (BEFORE + "step 3\n" + klog("failed to execute component: signal: killed"), KILLED),
+        (BEFORE + "step 3\n" + klog("failed to execute component: signal: killed"), OUT_OF_MEMORY),
         (BEFORE + "error: stopped by SIGTERM\n" + klog("failed to execute component: signal: killed"),
          "stopped by SIGTERM"),
         ("E1127 20:01:02.123000 12 torch/distributed/elastic/multiprocessing/api.py:882] failed (exitcode: 1)\n"
          "error: rank 0 ended\n" + AFTER, "rank 0 ended"),
         ("step 1\nstep 2\n", "step 2"),
-        (BEFORE.splitlines()[0], "it ended without a word (killed? out of memory?)"),
-        ("", "it ended without a word (killed? out of memory?)"),
+        (BEFORE.splitlines()[0], "the card produced no output (killed? out of memory?)"),
+        ("", "the card produced no output (killed? out of memory?)"),
     ],
 )  # fmt: skip
 def test_the_error_is_the_cards_own_or_said_to_be_the_launchers(log, error):
-    assert told_error(log) == error
+    assert last_error(log) == error
 
 
 def test_what_a_card_recorded_last_is_read_whatever_stands_around_it(capsys):
     print('llm-finetune-outcome: {"by": "quality_gate", "open": true}')
-    record("quality_gate", open=False, reason='zwei\nZeilen "é"')
-    record("vllm_serve", base_url="http://x")
+    record_outcome("quality_gate", open=False, reason='zwei\nZeilen "é"')
+    record_outcome("vllm_serve", base_url="http://x")
     print("llm-finetune-outcome: {not JSON\nllm-finetune-outcome: [1]\n    llm-finetune-outcome: {}\n" + AFTER)
     log = capsys.readouterr().out
-    assert recorded(log, "quality_gate") == {"by": "quality_gate", "open": False, "reason": 'zwei\nZeilen "é"'}
-    assert recorded(log, "vllm_serve")["base_url"] == "http://x"
-    assert recorded(log, "report") == {}
+    assert read_outcome(log, "quality_gate") == {"by": "quality_gate", "open": False, "reason": 'zwei\nZeilen "é"'}
+    assert read_outcome(log, "vllm_serve")["base_url"] == "http://x"
+    assert read_outcome(log, "report") == {}

@@ -18,14 +18,16 @@ def test_the_old_name_of_a_setting_is_taken_with_a_warning(capsys):
     assert Settings.of({"settings": {"licence": "mit"}}).license == "mit"
     assert (
         capsys.readouterr().out
-        == "warning: licence is now called license; the next version no longer accepts licence\n"
+        == "warning: licence was renamed to license; the next version no longer accepts licence\n"
     )
     assert Settings.of({"license": "", "settings": {"license": "mit"}}).license == "mit"
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="licence is the old name of license: give license alone"):
+    with pytest.raises(UserError, match="licence is the old name of license: set only license"):
         Settings.of({"settings": {"licence": "mit", "license": "mit"}})
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
-    with pytest.raises(UserError, match=r"unknown setting 'row'; did you mean 'rows'\? \(known here: license, rows\)"):
+    with pytest.raises(
+        UserError, match=r"unknown setting 'row'; did you mean 'rows'\? \(known settings: license, rows\)"
+    ):
         Settings.of({"settings": {"row": 1}})

@@ -241,7 +241,12 @@ def test_unpacked_tokens_are_counted_too(artifacts):
     drawn = step.token_lengths(artifacts["val_tokens"].path)
     table = tables.head(artifacts["val_tokens"].path, 1000)
     lengths = np.array([len(row) for row in table["input_ids"].to_pylist()])
-    assert (drawn.rows, drawn.least, drawn.most, drawn.unit) == (len(lengths), lengths.min(), lengths.max(), "tokens")
+    assert (drawn.rows, drawn.minimum, drawn.maximum, drawn.unit) == (
+        len(lengths),
+        lengths.min(),
+        lengths.max(),
+        "tokens",
+    )
 
 
 def test_card_refuses_a_country_that_does_not_exist(artifacts, tmp_path, capsys):

@@ -206,7 +206,14 @@ def test_histogram_adds_up():
     assert histogram(lengths, "characters").bars == []
     lengths[[17, 18, 400]] = [5, 6, 7]
     drawn = histogram(lengths, "characters")
-    assert (drawn.least, drawn.most, drawn.middle, drawn.highest, drawn.last, drawn.rows) == (17, 400, 18, 11, 0, 18)
+    assert (drawn.minimum, drawn.maximum, drawn.median, drawn.highest, drawn.overflow_start, drawn.rows) == (
+        17,
+        400,
+        18,
+        11,
+        0,
+        18,
+    )
     assert drawn.bars[0]["label"] == "17 to 26 characters: 11 rows" and drawn.bars[0]["height"] == 100
     lengths[[17, MAX_COUNTED_LENGTH]] = [5000, 1]
     drawn = histogram(lengths, "characters")

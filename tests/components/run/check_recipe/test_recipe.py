@@ -8,7 +8,7 @@ from llm_finetune.components.run.check_recipe.step import SETTINGS, check_cluste
 from llm_finetune.components.run.check_recipe.wiring import PARAMETERS
 from llm_finetune.components.shared.errors import UserError
 from llm_finetune.pipelines.finetune import finetune
-from llm_finetune.pipelines.local.start import make_plan
+from llm_finetune.pipelines.local.plan import make_plan
 from llm_finetune.pipelines.recipe import RECIPES, read_card, read_recipe
 
 DEFAULTS = {
@@ -113,7 +113,7 @@ def test_a_model_card_gives_its_recipe_back(tmp_path):
     plan = read_card(card)
     assert (plan.parameters, plan.recipe) == ({"seed": 7}, {"load_model": {"revision": "abc"}})
     card.write_text("# x\n")
-    with pytest.raises(UserError, match=r"README.md holds no recipe: it is not the card of a model"):
+    with pytest.raises(UserError, match=r"README.md contains no recipe: it is not the model card of a model"):
         read_card(card)
     with pytest.raises(UserError, match="no model card at nowhere"):
         read_card(Path("nowhere"))
@@ -147,15 +147,15 @@ def test_the_card_hands_out_sections_and_cluster_by_name():
         ({"finetune_lora": {"learning_rate": 1e-3}}, "recipe.finetune_lora.learning_rate is set by the pipeline's parameter learning_rate"),
         ({"apply_lora": {"r": 8}}, "recipe.apply_lora.r is set by the pipeline's parameter lora_r"),
         ({"apply_lora": {"init": "pissa_niter_16"}}, "use pissa"),
-        ({"filter_clean": [1]}, "recipe.filter_clean = [1]: a section is a mapping"),
+        ({"filter_clean": [1]}, "recipe.filter_clean = [1]; expected a mapping"),
         ({"fields": {"output": "x"}}, "unknown setting 'recipe.fields.output'; did you mean 'output_key'?"),
-        ({"fields": {"output_key": "a"}, "format_sft": {"output_key": "b"}}, "give it once"),
+        ({"fields": {"output_key": "a"}, "format_sft": {"output_key": "b"}}, "set it only once"),
         ({"merge_export": {"push_to_hub": True}}, "push_to_hub needs hub_repo"),
         ({"merge_export": {"export_uri": "s3://bucket/"}}, "recipe.merge_export.export_uri = 's3://bucket/': it is the root of a bucket: give a folder of the model's own, such as s3://bucket/models/my-model"),
         ({"cluster": {"node_selectors": {}}}, "unknown setting 'recipe.cluster.node_selectors'; did you mean 'node_selector'?"),
         ({"cluster": {"node_selector": {"gpu": True}}}, "recipe.cluster.node_selector.gpu = True: Input should be a valid string"),
         ({"cluster": {"tolerations": [{"operator": "Equal"}]}}, "operator Equal needs a key"),
-        ({"cluster": {"tolerations": [{"key": "spot", "operator": "Exists", "value": "x"}]}}, "operator Exists takes no value"),
+        ({"cluster": {"tolerations": [{"key": "spot", "operator": "Exists", "value": "x"}]}}, "operator Exists must not have a value"),
         ({"cluster": {"model_cache_claim": "My_Claim"}}, "recipe.cluster.model_cache_claim = 'My_Claim'"),
     ],
 )  # fmt: skip
@@ -217,7 +217,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
     recipe.write_text("parameters: {num_epochs: 7, max_length: 99}\nevaluate: {generate_samples: 3}\n")
     data = tmp_path / "rows.jsonl"
     data.write_text("{}")
-    plan = make_plan(str(data), recipe, ["max_length=55", "gpu_count=2"], port=0)
+    plan = make_plan(str(data), "", recipe, ["max_length=55", "gpu_count=2"], port=0)
     assert plan.parameters["num_epochs"] == 7
     assert plan.parameters["max_length"] == 55
     assert plan.parameters["gpu_count"] == "2"
@@ -231,8 +231,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
     [
         ("parameters: {num_epochs: 1.5}", "num_epochs = 1.5: Input should be a valid integer"),
         ("parameters: {learning: 1}", "the pipeline has no parameter 'learning'; did you mean 'learning_rate'?"),
-        ("a: [", "is not YAML"),
-        ("- 1", "holds list, not a mapping"),
+        ("a: [", "is not valid YAML"),
+        ("- 1", "contains a list; expected a mapping"),
         ("evaluate: 3", "evaluate in"),
     ],
 )
@@ -244,5 +244,5 @@ def test_a_recipe_file_that_cannot_be_read_says_why(tmp_path, content, message):
 
 
 def test_a_recipe_that_is_not_there_names_those_that_ship(tmp_path):
-    with pytest.raises(UserError, match="give a YAML file, or one of those that ship: demo, local"):
+    with pytest.raises(UserError, match="pass a YAML file, or the name of a recipe of this package: demo, local"):
         read_recipe(tmp_path / "none.yaml")

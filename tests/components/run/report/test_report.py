@@ -17,7 +17,7 @@ from kubernetes import config
 from llm_finetune.components.run.report import pods, step
 from llm_finetune.components.run.report.component import report as card
 from llm_finetune.components.serving.vllm_serve.local.server import OWNER_VARIABLE
-from llm_finetune.components.shared.card_logs import recorded
+from llm_finetune.components.shared.card_logs import read_outcome
 
 RUN = "run-1"
 COMMAND = [
@@ -108,7 +108,7 @@ def test_after_success_the_deployment_is_named(cluster, tmp_path, capsys):
     assert wanted.items() <= facts.items()
     said = capsys.readouterr().out
     assert f"run succeeded: {sentence}" in said
-    assert recorded(said, "report")["base_url"] == "http://llm-predictor.team.svc.cluster.local/v1"
+    assert read_outcome(said, "report")["base_url"] == "http://llm-predictor.team.svc.cluster.local/v1"
 
 
 def test_after_a_closed_gate_its_recorded_verdict_is_told(cluster, tmp_path):
@@ -147,9 +147,12 @@ def test_every_word_of_the_backend_has_a_meaning(cluster, tmp_path, word, state)
     pod(cluster, "load_dataset", "Succeeded", "rows\n")
     found, page = ending(tmp_path, word)
     assert found.state == state
-    assert page.startswith("# Run ended, but it is not known how" if state == "unknown" else f"# Run {state}")
+    assert page.startswith("# Run ended with unknown result" if state == "unknown" else f"# Run {state}")
     if state == "unknown":
-        assert f"The backend's word for it is {word or 'empty'}. No card's pod failed, and neither a closed" in page
+        assert (
+            f"The backend reports the state {word or '(empty)'}. No pod failed, and the logs contain neither a closed"
+            in page
+        )
 
 
 @pytest.mark.parametrize("word", ["RUNNING", "COMPLETE", "SUCCEEDED", "SOMETHING_NEW"])
@@ -176,7 +179,7 @@ def test_written_manifests_are_no_deployment(cluster, tmp_path):
     pod(cluster, "vllm_serve", "Succeeded", SERVED.replace("kserve", "manifest"))
     found, page = ending(tmp_path, "COMPLETE")
     assert found.deployment == ""
-    assert "The manifests of llm are written (deployment_page of vLLM Serve); nothing was deployed" in page
+    assert "The manifests of llm are on the page of vLLM Serve; nothing was deployed" in page
 
 
 def test_the_card_that_failed_first_is_named_with_its_own_words(cluster, tmp_path):
@@ -198,15 +201,15 @@ def test_the_card_that_failed_first_is_named_with_its_own_words(cluster, tmp_pat
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"reason": "OOMKilled", "log": "step 3\n"}, "killed for memory; give the card's size more"),
-        ({"reason": "StartError", "message": "exec: no python3"}, "container main was ended: StartError: exec: no pyt"),
+        ({"reason": "OOMKilled", "log": "step 3\n"}, "out of memory; raise the memory of the card's size"),
+        ({"reason": "StartError", "message": "exec: no python3"}, "container main was terminated: StartError: exec: no pyt"),
         ({"log": "step 3\nF1127 20:01:03.500000 12 main.go:60] failed to execute component: signal: killed\n"},
-         "killed for memory; give the card's size more"),
+         "out of memory; raise the memory of the card's size"),
         ({"status": {"reason": "Evicted", "message": "The node was low on memory."}}, "Evicted: The node was low on"),
-        ({"status": {"reason": "DeadlineExceeded"}}, "DeadlineExceeded: the pod was ended by the cluster"),
+        ({"status": {"reason": "DeadlineExceeded"}}, "DeadlineExceeded: the cluster terminated the pod"),
         ({"status": {"containerStatuses": [container("main", waiting={"reason": "PodInitializing"})],
                      "initContainerStatuses": [container("kfp-launcher", terminated={"exitCode": 1, "reason": "Error"})]}},
-         "its container kfp-launcher ended with status 1: no message"),
+         "container kfp-launcher exited with status 1: no message"),
         ({}, "its log cannot be read"),
     ],
 )  # fmt: skip
@@ -220,7 +223,7 @@ def test_a_card_that_could_not_say_why_is_spoken_for(cluster, tmp_path, how, rea
 def test_a_launcher_that_failed_is_told_from_the_card(cluster, tmp_path):
     log = "rows\nerror: told and passed\nF1127 20:01:03.500000 12 main.go:60] failed to execute component: failed to upload\n"
     pod(cluster, "tokenize", "Failed", log)
-    said = "tokenize failed: the launcher of Kubeflow Pipelines says: failed to execute component: failed to upload"
+    said = "tokenize failed: the launcher of Kubeflow Pipelines failed: failed to execute component: failed to upload"
     assert str(ending(tmp_path)[0]) == said
 
 
@@ -228,7 +231,7 @@ def test_a_driver_that_failed_is_told_with_its_card(cluster, tmp_path):
     log = "I1127 20:01:01.000000 1 main.go:1] hi\nF1127 20:01:02.000000 1 main.go:127] KFP driver: no such input\n"
     pod(cluster, "load_dataset", "Succeeded", "rows\n", 1)
     pod(cluster, "", "Failed", log, 2, driver="format-sft")
-    said = "format_sft failed: the driver of Kubeflow Pipelines says: KFP driver: no such input"
+    said = "format_sft failed: the driver of Kubeflow Pipelines failed: KFP driver: no such input"
     assert str(ending(tmp_path, "RUNNING")[0]) == said
 
 
@@ -236,12 +239,12 @@ def test_a_driver_that_failed_is_told_with_its_card(cluster, tmp_path):
     ("status", "reason"),
     [
         ({"containerStatuses": [container("main", waiting={"reason": "ErrImagePull", "message": "not found"})]},
-         "it was never started: its container main cannot start: ErrImagePull: not found"),
+         "the card did not start: container main cannot start: ErrImagePull: not found"),
         ({"containerStatuses": [container("main", waiting={"reason": "ContainerCreating"})]},
-         "it was never started: its pod is still pending"),
+         "the card did not start: its pod is still pending"),
         ({"containerStatuses": [], "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                                                    "message": "0/3 nodes are available"}]},
-         "it was never started: no node takes it: 0/3 nodes are available"),
+         "the card did not start: the pod cannot be scheduled: 0/3 nodes are available"),
     ],
 )  # fmt: skip
 def test_a_card_whose_pod_never_started_is_named(cluster, tmp_path, status, reason):
@@ -267,7 +270,7 @@ def test_without_the_right_to_pods_the_backends_word_stands_and_the_missing_righ
     assert "could not be read: reading the pods of run run-1 in team was refused (403)" in page
     found, page = ending(tmp_path, "RUNNING")
     assert found.state == "unknown"
-    assert "also where a card's pod was killed" in page
+    assert "also after a killed pod" in page
 
 
 def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
@@ -276,7 +279,7 @@ def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
     status = dsl.PipelineTaskFinalStatus("SUCCEEDED", "", "exit-handler-1", None, None)
     card.python_func(status=status, end_report=artifact, run_id=RUN)
     assert artifact.metadata["state"] == "succeeded"
-    assert "the gate's verdict is on the page of Quality Gate" in (tmp_path / "end.md").read_text()
+    assert "All cards that ran succeeded; see the page of Quality Gate" in (tmp_path / "end.md").read_text()
     assert "the backend gives no reason" in ending(tmp_path, "CANCELLED")[0].reason
 
 

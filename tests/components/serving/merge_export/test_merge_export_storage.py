@@ -218,7 +218,7 @@ def test_an_export_that_broke_off_is_known_for_ours(
 
     (folder / "model-00004-of-00004.safetensors").write_bytes(os.urandom(30))
     with monkeypatch.context() as patched:
-        patched.setattr(export, "send", cut)
+        patched.setattr(export, "upload_file", cut)
         with pytest.raises(KeyboardInterrupt):
             export.export(folder, str(place))
     assert not (place / "manifest.json").exists()
@@ -275,5 +275,5 @@ def test_places_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"export_uri = 'nowhere://x': Protocol not known: nowhere"):
         export.check_export("nowhere://x")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't be written: NotADirectoryError"):
+    with pytest.raises(UserError, match=r"cannot be written: NotADirectoryError"):
         export.check_export(str(tmp_path / "file" / "below"))

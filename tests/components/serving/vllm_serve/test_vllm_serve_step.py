@@ -10,7 +10,7 @@ from kfp import dsl
 
 from llm_finetune.components.serving.vllm_serve import component, report, step
 from llm_finetune.components.serving.vllm_serve.local import commands, model_folder
-from llm_finetune.components.shared.card_logs import recorded
+from llm_finetune.components.shared.card_logs import read_outcome
 from llm_finetune.components.shared.engine import engines
 from llm_finetune.components.shared.errors import UserError
 
@@ -167,7 +167,7 @@ def test_card_records_what_it_has_done_for_the_report(folder: Path, tmp_path: Pa
     report = dsl.Metrics(uri=str(tmp_path / "report"))
     info, page = dsl.Artifact(uri=str(tmp_path / "info")), dsl.Markdown(uri=str(tmp_path / "page"))
     component.vllm_serve.python_func(model, report, info, page, target="manifest", storage_uri="s3://models/address")
-    assert recorded(capsys.readouterr().out, "vllm_serve") == {
+    assert read_outcome(capsys.readouterr().out, "vllm_serve") == {
         "by": "vllm_serve",
         "target": "manifest",
         "deployment_name": "llm-finetune-v1",

@@ -83,7 +83,7 @@ def test_no_process_outlives_the_card(process, tmp_path, number):
     assert not any(psutil.pid_exists(pid) for pid in ranks)
     if number == signal.SIGTERM:
         assert card.returncode == 143
-        assert told == "error: stopped by SIGTERM; nothing half-written was kept\n"
+        assert told == "error: stopped by SIGTERM; no partial output was kept\n"
 
 
 @pytest.mark.parametrize(("asked", "gpus", "expected"), [(0, 0, 1), (3, 0, 3), (0, 4, 4), (2, 4, 2), (1, 2, 1)])

@@ -120,7 +120,7 @@ def test_a_store_that_is_out_of_reach_does_not_end_the_training(
     def down(*_: object) -> None:
         raise OSError("the network is down")
 
-    monkeypatch.setattr(remote, "send", down)
+    monkeypatch.setattr(remote, "upload_file", down)
     train(inputs, tmp_path, checkpoint_folder="memory://down", num_epochs=1)
     assert "checkpoint 1 was not copied to memory://down: OSError: the network is down." in capsys.readouterr().out
 
