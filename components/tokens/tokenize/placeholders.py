@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from llm_finetune.components.shared.rows.json_messages import REASONING
+from llm_finetune.components.shared.rows.conversations import REASONING
 from llm_finetune.components.tokens.tokenize.conversation import Conversation, JsonObject
 
 TOOL_DEFINITIONS = -1
