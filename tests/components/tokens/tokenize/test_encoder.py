@@ -43,10 +43,10 @@ def test_a_completion_begins_as_it_does_behind_its_prompt(vocabularies, family, 
 
 
 @pytest.mark.parametrize(
-    ("family", "anchor"), [("qwen", ""), ("gemma", "<eos>"), ("llama2", "</s>"), ("tinyllama", "\n")]
+    ("family", "prefix"), [("qwen", ""), ("gemma", "<eos>"), ("llama2", "</s>"), ("tinyllama", "\n")]
 )
-def test_only_tokenizers_with_word_boundaries_of_their_own_need_an_anchor(vocabularies, family, anchor):
-    assert vocabularies[family].anchor == anchor
+def test_only_tokenizers_with_word_boundaries_of_their_own_need_a_prefix(vocabularies, family, prefix):
+    assert vocabularies[family].prefix == prefix
 
 
 def test_a_chat_template_without_a_beginning_token_gets_one_where_the_tokenizer_adds_it(tmp_path):

@@ -253,7 +253,7 @@ def test_tool_calls_from_the_file_to_the_tokens(tmp_path, capsys):
         r"^error: the chat template of '.*tokenizer' drops content of rows of the train split", said_so, re.M
     )
     assert f"tool calls: in 3 of 3 rows, first in row 0: {NAME}, {CITY}" in said_so
-    assert "Take a base model whose chat template renders it" in said_so
+    assert "Use a base model whose chat template renders it" in said_so
     assert "Traceback" not in said_so
     tokens = through_the_cards(tmp_path / "b", rows, template())
     decode = AutoTokenizer.from_pretrained(tmp_path / "b" / "tokenizer").decode

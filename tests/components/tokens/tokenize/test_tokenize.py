@@ -163,7 +163,7 @@ def test_long_completions_are_cut_and_rows_without_any_completion_left_are_dropp
     assert len(rows[5]["input_ids"]) == 128
     assert rows[5]["labels"][-1] != -100
     assert (facts[1]["cut"], facts[1]["dropped_prompt_only"], facts[1]["dropped_overlength"]) == (1, 1, 0)
-    assert "had their completion cut" in (tmp_path / "page.html").read_text()
+    assert "had their completion truncated" in (tmp_path / "page.html").read_text()
 
 
 def test_long_documents_are_refused_by_setting(tmp_path):
