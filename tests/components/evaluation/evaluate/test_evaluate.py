@@ -49,7 +49,7 @@ def test_losses_are_those_of_a_plain_loop_for_both_models_on_the_same_rows(input
     assert np.allclose(examples["base_nll"], base, atol=1e-4) and np.allclose(examples["tuned_nll"], tuned, atol=1e-4)
 
 
-def test_every_figure_can_be_computed_again_from_the_examples(evaluated, tmp_path):
+def test_every_metric_can_be_computed_again_from_the_examples(evaluated, tmp_path):
     evaluation = evaluated(max_new_tokens=6, few_shot=2, temperature=0.7, slice_by="source", answer_pattern=r"\{.*")
     metrics = evaluation.metrics
     examples = pq.read_table(tmp_path / "examples")
@@ -112,7 +112,7 @@ def test_without_training_rows_the_few_shot_baseline_is_left_out_with_a_note(eva
     assert not evaluation.problems
 
 
-def test_memory_that_runs_out_makes_batches_smaller_and_changes_no_figure(evaluated, monkeypatch, capsys):
+def test_memory_that_runs_out_makes_batches_smaller_and_changes_no_metric(evaluated, monkeypatch, capsys):
     whole = evaluated(max_new_tokens=4, generate_samples=4)
     measured = loss.completion_nll
     sizes = []
@@ -220,8 +220,8 @@ def test_the_card_writes_metrics_answers_and_examples(inputs, tmp_path):
     assert content["metrics"]["base_loss"] == report.metadata["base_loss"]
     assert len(content["samples"]) == 2
     assert questions.of_report(report.path) == [asked]
-    figures = [name for name in report.metadata if name in content["metrics"]]
-    assert figures == sorted(figures) and "tuned_chrf" in figures and "tuned_chrf_ci_low" not in figures
+    names = [name for name in report.metadata if name in content["metrics"]]
+    assert names == sorted(names) and "tuned_chrf" in names and "tuned_chrf_ci_low" not in names
     assert report.metadata["dtype"] in ("float32", "bfloat16")
     assert pq.read_table(tmp_path / "examples").num_rows == 12
     assert examples.metadata["content_hash"].startswith("sha256:")
