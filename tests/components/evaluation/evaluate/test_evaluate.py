@@ -58,7 +58,7 @@ def test_a_processor_that_multiplies_bfloat16_gives_the_same_losses_to_its_preci
         assert rounded[name] == pytest.approx(exact[name], rel=1e-2) and rounded[name] != exact[name]
 
 
-def test_every_figure_can_be_computed_again_from_the_examples(evaluated, tmp_path):
+def test_every_metric_can_be_computed_again_from_the_examples(evaluated, tmp_path):
     evaluation = evaluated(max_new_tokens=6, few_shot=2, temperature=0.7, slice_by="source", answer_pattern=r"\{.*")
     metrics = evaluation.metrics
     examples = pq.read_table(tmp_path / "examples")
@@ -121,7 +121,7 @@ def test_without_training_rows_the_few_shot_baseline_is_left_out_with_a_note(eva
     assert not evaluation.problems
 
 
-def test_memory_that_runs_out_makes_batches_smaller_and_changes_no_figure(evaluated, monkeypatch, capsys):
+def test_memory_that_runs_out_makes_batches_smaller_and_changes_no_metric(evaluated, monkeypatch, capsys):
     whole = evaluated(max_new_tokens=4, generate_samples=4)
     measured = loss.completion_nll
     sizes = []
