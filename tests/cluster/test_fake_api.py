@@ -1,4 +1,4 @@
-"""The fake cluster keeps the rules that the tests of the kserve target rely on."""
+"""The fake cluster behaves as the tests of the kserve target require."""
 
 import json
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ def send(api: FakeCluster, method: str, path: str, body: Any = None, kind: str =
 
 
 def apply(api: FakeCluster, body: dict[str, Any], manager: str, **query: str) -> tuple[int, Any]:
-    told = "&".join(f"{name}={value}" for name, value in ({"fieldManager": manager} | query).items())
-    path = f"{SERVICES}/{body['metadata']['name']}?{told}"
+    parameters = "&".join(f"{name}={value}" for name, value in ({"fieldManager": manager} | query).items())
+    path = f"{SERVICES}/{body['metadata']['name']}?{parameters}"
     return send(api, "PATCH", path, body, "application/apply-patch+yaml")
 
 
@@ -48,7 +48,7 @@ def test_apply_conflicts_over_values_and_shares_equal_ones(api: FakeCluster) -> 
     [cause] = answer["details"]["causes"]
     assert cause["field"] == ".spec.predictor.minReplicas" and '"a"' in cause["message"]
     assert apply(api, service(minReplicas=1), "b")[0] == 200
-    # Shared: neither can change it alone, and it stays until both have let it go.
+    # Shared: neither manager can change it alone, and it is removed with its last owner.
     assert apply(api, service(minReplicas=3), "a")[0] == 409
     _, answer = apply(api, service(timeout=5), "a")
     assert answer["spec"]["predictor"] == {"minReplicas": 1, "timeout": 5}

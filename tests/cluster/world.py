@@ -1,4 +1,4 @@
-"""A fake cluster with KServe in it and the card that deploys to it, for the tests of the kserve target."""
+"""A fake cluster with KServe and the vLLM Serve card, for tests of the kserve target."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ SCHEMAS = os.environ.get("LLM_FINETUNE_CRD_SCHEMAS", "")
 
 @dataclass
 class World:
-    """A cluster with KServe in it, and the card that deploys to it."""
+    """A fake cluster with KServe, and the vLLM Serve card."""
 
     api: FakeCluster
     kserve: KServe
@@ -58,18 +58,18 @@ class World:
         return self.api.store.find("InferenceService", name)
 
     def uri(self) -> str:
-        """Returns the storageUri of what is deployed."""
+        """Returns the deployed storageUri."""
         service = self.service()
         return str(service["spec"]["predictor"]["model"]["storageUri"]) if service else ""
 
     def serves(self, uri: str) -> bool:
-        """Tells whether the pods of this model, and no others, run and are ready."""
+        """Returns whether the pods of this model, and no others, are ready."""
         pods = [p for p in self.api.store.all("Pod") if p["metadata"]["labels"]["app"] == f"{NAME}-predictor"]
         ready = [{"type": "Ready", "status": "True"}] in [(p["status"] or {}).get("conditions") for p in pods]
         return self.uri() == uri and len(pods) == 1 and ready
 
     def writes(self) -> list[str]:
-        """Returns the requests that changed something of KServe's."""
+        """Returns the requests that changed objects."""
         return [f"{m} {p}" for m, p in self.api.requests if m != "GET" and "selfsubject" not in p and "dryRun" not in p]
 
 

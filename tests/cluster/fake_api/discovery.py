@@ -1,4 +1,4 @@
-"""What the fake cluster says that it serves: kinds, groups and resources."""
+"""API discovery of the fake cluster: kinds, groups and resources."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ VERBS = ["get", "list", "watch", "create", "update", "patch", "delete"]
 
 
 def known(hidden: set[str]) -> list[tuple[str, str, str, bool]]:
-    """Returns apiVersion, kind, plural and whether it has namespaces, of all but the hidden groups."""
+    """Returns apiVersion, kind, plural and whether it is namespaced, without the hidden groups."""
     return [entry for entry in KINDS if entry[0].rpartition("/")[0] not in hidden]
 
 
@@ -35,8 +35,8 @@ def groups(hidden: set[str]) -> dict[str, Any]:
             versions_of[version.split("/")[0]].append(version)
     listed = []
     for name, versions in versions_of.items():
-        told = [{"groupVersion": v, "version": v.split("/")[1]} for v in versions]
-        listed.append({"name": name, "versions": told, "preferredVersion": told[0]})
+        listed_versions = [{"groupVersion": v, "version": v.split("/")[1]} for v in versions]
+        listed.append({"name": name, "versions": listed_versions, "preferredVersion": listed_versions[0]})
     return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
 
 

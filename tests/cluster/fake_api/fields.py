@@ -1,11 +1,11 @@
-"""Server-side apply: which manager owns which field, conflicts, and what is taken away with its last owner."""
+"""Server-side apply: field ownership, conflicts, and removal of fields without an owner."""
 
 import copy
 import json
 from typing import Any
 
 Path = tuple[str, ...]
-# Lists that are merged by key, as the CRD schemas of KServe say; all others are replaced as a whole.
+# Lists that are merged by key in the CRD schemas of KServe; others are atomic.
 KEYED = {"env": "name", "volumeMounts": "mountPath", "ports": "containerPort"}
 UNOWNED = {("f:apiVersion",), ("f:kind",), ("f:status",)}
 IDENTITY = ("name", "namespace", "resourceVersion", "uid", "generation", "managedFields", "creationTimestamp")
@@ -20,7 +20,7 @@ class Conflict(Exception):
 
 
 def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
-    """Returns every field of a manifest with its value."""
+    """Returns the fields of a manifest with their values."""
     if isinstance(value, dict) and value:
         found: dict[Path, Any] = {}
         for name, inner in value.items():
@@ -56,16 +56,16 @@ def apply(current: dict[str, Any], owners: dict[str, set[Path]], manifest: dict[
     if conflicts and not force:
         raise Conflict(conflicts)
     result, owners = copy.deepcopy(current), {name: set(paths) for name, paths in owners.items()}
-    # The key of a list item goes last: without it, the item's other fields would not be found.
+    # The key of a list item is removed last, because it identifies the item.
     gone = sorted(owners.get(manager, set()) - set(wanted), key=lambda path: path[-1][2:] in KEYED.values())
     for path in gone:
-        # A map that was applied empty and has members of others by now stays.
+        # A map that was applied empty is kept if it has members of other managers.
         shared = any(path in paths for name, paths in owners.items() if name != manager)
         if not shared and path in present:
             _remove(result, path)
     for path, value in wanted.items():
         if value == {} and any(path == other[: len(path)] for other in present):
-            continue  # Maps are merged: an empty one takes nothing away.
+            continue  # Maps are merged: an empty one removes nothing.
         _put(result, path, copy.deepcopy(value))
     for name, path in conflicts:
         owners[name].discard(path)

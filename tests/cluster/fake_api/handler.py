@@ -1,4 +1,4 @@
-"""One connection to the fake cluster: requests on objects, watches, access reviews, logs and injected faults."""
+"""HTTP handler of the fake cluster: objects, watches, access reviews, logs and injected faults."""
 
 import json
 import re
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fault:
-    """An answer that is given instead of the real one, so many times.
+    """A fault that replaces a response.
 
     Attributes:
-        status: HTTP status; 0 breaks the connection, before the request is carried out.
-        times: How often.
-        method: Of the request.
-        path: Regular expression that its path has to match.
-        after: Carries the request out first, so that only the answer is lost.
+        status: HTTP status; 0 closes the connection.
+        times: Number of responses.
+        method: Method of the request; empty for any.
+        path: Regular expression for the path of the request.
+        after: Whether the request is processed, so that only the response is lost.
     """
 
     status: int
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         self.api.requests.append((method, self.path))
         fault = self._fault(method, parts.path)
         if fault and not fault.after:
-            return self._broken(fault)
+            return self._send_fault(fault)
         try:
             answer = self._route(method, parts.path, query, body)
         except Problem as problem:
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(problem.status, answer)
             return None
         if fault:
-            return self._broken(fault)
+            return self._send_fault(fault)
         if answer is not None:
             self._send(200, answer)
         return None
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
                 return fault
         return None
 
-    def _broken(self, fault: Fault) -> None:
+    def _send_fault(self, fault: Fault) -> None:
         if fault.status:
             message = {429: "slow down", 500: "etcdserver: leader changed"}.get(fault.status, "not now")
             self._send(fault.status, {"kind": "Status", "message": message, "code": fault.status})
@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         body.pop("status", None)
         if verb == "patch":
             if self.headers["Content-Type"] != "application/apply-patch+yaml":
-                raise Problem(415, "UnsupportedMediaType", "only server-side apply is played here")
+                raise Problem(415, "UnsupportedMediaType", "only server-side apply is implemented")
             force, dry_run = query.get("force") in ("true", "True"), query.get("dryRun") == "All"
             return store.apply(body, manager, force, dry_run)
         if verb == "create" and key_of(body) in store.objects:

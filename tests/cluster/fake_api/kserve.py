@@ -1,6 +1,6 @@
-"""Plays KServe, Knative, the Deployment controller and the kubelet, in a thread, in three generations.
+"""Simulates KServe (three generations), Knative, the Deployment controller and the kubelet in a thread.
 
-How the pods of a revision fare is set per storageUri, with `Fate`; everything else follows from the objects.
+`Behavior` sets the behavior of a revision by its storageUri.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ Object = dict[str, Any]
 
 
 @dataclass
-class Fate:
-    """How a revision fares.
+class Behavior:
+    """Behavior of a revision.
 
     Attributes:
-        seconds: Until its pods are ready.
-        pod: Status of its pods instead of becoming ready; None for the good way.
-        deployment: Condition of its Deployment (no pods are made then).
+        seconds: Time until its pods are ready.
+        pod: Status of its pods if they do not become ready; else None.
+        deployment: Condition of its Deployment, which then has no pods; else None.
         model: `status.modelStatus` of the InferenceService.
         logs: Log by (container, previous).
         events: Messages of NotTriggerScaleUp events of its pods.
-        serving: How its pods answer.
+        serving: Responses of its pods.
     """
 
     seconds: float = 0.05
@@ -51,7 +51,7 @@ class KServe(threading.Thread):
         super().__init__(daemon=True)
         self.api, self.store, self.models = api, api.store, models
         self.generation, self.default = generation, default
-        self.fates: dict[str, Fate] = {}
+        self.behaviors: dict[str, Behavior] = {}
         self.splits = False
         self.tags = True
         self.tick: Callable[[], None] = lambda: None
@@ -72,14 +72,14 @@ class KServe(threading.Thread):
                 for service in services:
                     try:
                         self._reconcile(service)
-                    except Problem as problem:  # Deleted in this moment.
+                    except Problem as problem:  # Deleted at the same time.
                         if problem.status != 404:
                             raise
                 self._sweep({service["metadata"]["name"] for service in services})
             time.sleep(0.02)
 
     def mode_of(self, service: Object) -> str:
-        """Returns the mode as this generation spells it; 0.15 takes an unknown word for the default."""
+        """Returns the mode in the spelling of this generation; 0.15 uses the default for an unknown one."""
         wanted = (service["metadata"].get("annotations") or {}).get(MODE, "")
         if self.generation == "0.15":
             known = (service.get("status") or {}).get("deploymentMode")
@@ -105,7 +105,7 @@ class KServe(threading.Thread):
 
     def _standard(self, service: Object) -> Object:
         spec, name = service["spec"], service["metadata"]["name"]
-        main, fate = _named(name, spec["predictor"]), self._fate(spec["predictor"])
+        main, behavior = _named(name, spec["predictor"]), self._behavior(spec["predictor"])
         done = self._rollout(service, main, spec["predictor"])
         canaries = [self._canary(service, entry) for entry in spec.get("canary") or []]
         if "gateway.networking.k8s.io" not in self.api.hidden:
@@ -114,10 +114,10 @@ class KServe(threading.Thread):
                 refs += [{"name": f"{name}-{c['name']}-predictor", "weight": c["trafficPercent"]} for c in canaries]
             self._own(service, "gateway.networking.k8s.io/v1", "HTTPRoute", name, {"rules": [{"backendRefs": refs}]})
         served = bool((service.get("status") or {}).get("address"))
-        # 0.16 to 0.19 are honest about a rollout; the others keep showing the old Ready.
+        # During a rollout, 0.16 to 0.19 set Ready to Unknown; the others keep the old value.
         stale = "True" if self.generation == "0.15" or self.generation >= "0.20" else "Unknown"
         ready = "True" if done else stale if served else "False"
-        status = _conditions(ready, "True" if done or served else "False") | self._model(fate, done)
+        status = _conditions(ready, "True" if done or served else "False") | self._model(behavior, done)
         if done or served:
             status["address"] = {"url": self.models.url(f"team/{main}")}
         return status | ({"canaryStatuses": canaries} if canaries else {})
@@ -128,38 +128,38 @@ class KServe(threading.Thread):
         return {"name": predictor["name"], "ready": done, "trafficPercent": entry["trafficPercent"]}
 
     def _rollout(self, service: Object, name: str, predictor: Object) -> bool:
-        """Brings a Deployment and its pods a step further; tells whether the rollout is complete."""
+        """Reconciles a Deployment and its pods; returns whether the rollout is complete."""
         inherited = service["metadata"].get("annotations") or {}
         template = {"metadata": {"annotations": inherited | (predictor.get("annotations") or {})},
                     "spec": {"containers": [predictor["model"]]}}  # fmt: skip
         replicas = predictor.get("minReplicas", 1)
         found = self._own(service, "apps/v1", "Deployment", name, {"replicas": replicas, "template": template})
         generation = found["metadata"]["generation"]
-        fate, revision = self._fate(predictor), template["metadata"]["annotations"].get(REVISION, "")
+        behavior, revision = self._behavior(predictor), template["metadata"]["annotations"].get(REVISION, "")
         age = time.monotonic() - self._born.setdefault(f"{found['metadata']['uid']}/{generation}", time.monotonic())
-        good = fate.pod is None and not fate.deployment
-        done = good and age >= fate.seconds
+        good = behavior.pod is None and not behavior.deployment
+        done = good and age >= behavior.seconds
         old = [pod for pod in self._pods(name) if pod["metadata"]["annotations"].get(REVISION) != revision]
         if done:
             for pod in old:
                 self.store.delete(key_of(pod))
             names = (*_modules(predictor), service["metadata"]["name"])
-            served = fate.serving if fate.serving.names else dataclasses.replace(fate.serving, names=names)
+            served = behavior.serving if behavior.serving.names else dataclasses.replace(behavior.serving, names=names)
             self.models.routes[f"team/{name}"] = served
-        if not fate.deployment:
+        if not behavior.deployment:
             for number in range(replicas):
-                self._pod(service, name, f"{name}-{revision[:6]}-{number}", revision, fate, done)
-        made = 0 if fate.deployment else replicas
+                self._pod(service, name, f"{name}-{revision[:6]}-{number}", revision, behavior, done)
+        made = 0 if behavior.deployment else replicas
         available = replicas if done else (len(old) or 0)
         status = {"observedGeneration": generation, "replicas": made + (0 if done else len(old)),
                   "updatedReplicas": made, "availableReplicas": available,
-                  "conditions": [fate.deployment] if fate.deployment else []}  # fmt: skip
+                  "conditions": [behavior.deployment] if behavior.deployment else []}  # fmt: skip
         self.store.status(key_of(found), status)
         return done
 
     def _knative(self, service: Object) -> Object:
         spec, name = service["spec"], service["metadata"]["name"]
-        predictor, fate = spec["predictor"], self._fate(spec["predictor"])
+        predictor, behavior = spec["predictor"], self._behavior(spec["predictor"])
         template = {key: value for key, value in predictor.items() if key != "canaryTrafficPercent"}
         owner = f"{name}-predictor"
         found = self._own(service, "serving.knative.dev/v1", "Service", owner, {"template": template})
@@ -167,17 +167,17 @@ class KServe(threading.Thread):
         revision = self._own(service, "serving.knative.dev/v1", "Revision", created, {}, predictor.get("annotations"))
         hashed = (predictor.get("annotations") or {}).get(REVISION, "")
         age = time.monotonic() - self._born.setdefault(revision["metadata"]["uid"], time.monotonic())
-        done = fate.pod is None and not fate.deployment and age >= fate.seconds
+        done = behavior.pod is None and not behavior.deployment and age >= behavior.seconds
         before = (service.get("status") or {}).get("components", {}).get("predictor", {})
         ready = created if done else before.get("latestReadyRevision", "")
-        self._pod(service, owner, f"{created}-0", hashed, fate, done)
-        conditions = [fate.deployment] if fate.deployment else []
+        self._pod(service, owner, f"{created}-0", hashed, behavior, done)
+        conditions = [behavior.deployment] if behavior.deployment else []
         self.store.status(key_of(revision), {"conditions": conditions})
         seen = {"observedGeneration": found["metadata"]["generation"], "latestCreatedRevisionName": created}
         self.store.status(key_of(found), seen | ({"latestReadyRevisionName": ready} if ready else {}))
         share, rolled = predictor.get("canaryTrafficPercent"), before.get("latestRolledoutRevision")
         if done:
-            serving = dataclasses.replace(fate.serving, names=fate.serving.names or (name,))
+            serving = dataclasses.replace(behavior.serving, names=behavior.serving.names or (name,))
             self.models.routes[f"team/{created}"] = serving
         traffic = [{"revisionName": ready, "latestRevision": True, "percent": 100}] if ready else []
         if share is not None and rolled and ready and rolled != ready:
@@ -196,18 +196,20 @@ class KServe(threading.Thread):
         parts = {"latestCreatedRevision": created, "traffic": traffic}
         parts |= {"latestReadyRevision": ready} if ready else {}
         parts |= {"latestRolledoutRevision": rolled} if rolled else {}
-        status = _conditions("True" if done else "Unknown", "True" if ready else "Unknown") | self._model(fate, done)
+        status = _conditions("True" if done else "Unknown", "True" if ready else "Unknown") | self._model(
+            behavior, done
+        )
         address = {"address": {"url": self.models.url(f"team/{name}")}} if ready else {}
         return status | address | {"components": {"predictor": parts}}
 
-    def _pod(self, service: Object, owner: str, name: str, revision: str, fate: Fate, done: bool) -> None:
+    def _pod(self, service: Object, owner: str, name: str, revision: str, behavior: Behavior, done: bool) -> None:
         starting = {
             "conditions": [{"type": "PodScheduled", "status": "True"}],
             "initContainerStatuses": [{"name": "storage-initializer", "state": {"running": {}}}],
         }
         serving = {"conditions": [{"type": "Ready", "status": "True"}]}
-        status = fate.pod if fate.pod is not None else serving if done else starting
-        for (container, previous), text in fate.logs.items():
+        status = behavior.pod if behavior.pod is not None else serving if done else starting
+        for (container, previous), text in behavior.logs.items():
             self.api.logs[(name, container, previous)] = text
         pod = {
             "apiVersion": "v1", "kind": "Pod", "spec": {},
@@ -219,7 +221,7 @@ class KServe(threading.Thread):
         }  # fmt: skip
         if self.store.find("Pod", name) is None:
             self.store.put(pod)
-            for message in fate.events:
+            for message in behavior.events:
                 event = {
                     "apiVersion": "v1",
                     "kind": "Event",
@@ -242,7 +244,7 @@ class KServe(threading.Thread):
         )
 
     def _sweep(self, services: set[str]) -> None:
-        """Removes Deployments that no predictor asks for any more, and their pods."""
+        """Deletes Deployments without a predictor, and their pods."""
         wanted = set()
         for service in self.store.all("InferenceService"):
             entries = [service["spec"]["predictor"], *(e["predictor"] for e in service["spec"].get("canary") or [])]
@@ -253,13 +255,13 @@ class KServe(threading.Thread):
                     self.store.delete(key_of(pod))
                 self.store.delete(key_of(deployment))
 
-    def _fate(self, predictor: Object) -> Fate:
+    def _behavior(self, predictor: Object) -> Behavior:
         where = predictor["model"].get("storageUri") or " ".join(u["uri"] for u in predictor.get("storageUris") or [])
-        return next((fate for part, fate in self.fates.items() if part in where), Fate())
+        return next((behavior for part, behavior in self.behaviors.items() if part in where), Behavior())
 
-    def _model(self, fate: Fate, done: bool) -> Object:
-        if fate.model:
-            return {"modelStatus": fate.model}
+    def _model(self, behavior: Behavior, done: bool) -> Object:
+        if behavior.model:
+            return {"modelStatus": behavior.model}
         return {"modelStatus": {"transitionStatus": "UpToDate" if done else "InProgress"}}
 
 
@@ -275,8 +277,8 @@ def _modules(predictor: Object) -> list[str]:
 
 
 def _conditions(ready: str, ingress: str) -> Object:
-    told = [("PredictorReady", ready), ("IngressReady", ingress), ("Ready", ready)]
-    return {"conditions": [{"type": kind, "status": status} for kind, status in told]}
+    conditions = [("PredictorReady", ready), ("IngressReady", ingress), ("Ready", ready)]
+    return {"conditions": [{"type": kind, "status": status} for kind, status in conditions]}
 
 
 def _reference(service: Object) -> Object:

@@ -1,4 +1,4 @@
-"""A server that speaks vLLM's OpenAI API for every service of the fake cluster, each below its own path."""
+"""An OpenAI-compatible server for all services of the fake cluster, with a path per service."""
 
 import json
 import threading
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Serving:
-    """How the pods of one revision answer.
+    """Responses of the pods of one revision.
 
     Attributes:
-        names: Names of the models, the InferenceService's among them.
-        text: The answer.
-        finish: Its finish_reason.
-        refuses: HTTP status of every answer, 200 for none.
+        names: Names of the models, including the name of the InferenceService.
+        text: Text of the answer.
+        finish: finish_reason of the answer.
+        refuses: HTTP status of all responses; 200 for normal responses.
     """
 
     names: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Serving:
 
 
 class Models:
-    """The server; `routes` says who answers below which path."""
+    """The server; `routes` maps paths to responses."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Serving] = {}

@@ -1,4 +1,4 @@
-"""What an InferenceService may look like in each generation of KServe, and what an object is refused for."""
+"""Schema of the InferenceService in each generation of KServe, and its validation."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ OBJECT = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
 def closed(**properties: Any) -> dict[str, Any]:
-    """An object that has these fields and no others."""
+    """Returns the schema of an object without additional properties."""
     return {"type": "object", "properties": properties}
 
 
@@ -21,7 +21,7 @@ def listed(item: Any) -> dict[str, Any]:
 
 
 def structural(generation: str) -> dict[str, Any]:
-    """The fields that the suite uses, where no CRD schema is at hand."""
+    """Returns a schema with the fields of the suite, for tests without the CRD schemas."""
     model = closed(
         modelFormat=closed(name=TEXT, version=TEXT), name=TEXT, runtime=TEXT, storageUri=TEXT, args=listed(TEXT),
         env=listed(OBJECT), resources=OBJECT,
@@ -45,7 +45,7 @@ class Schemas:
     """The schemas of one cluster."""
 
     def __init__(self, generation: str, folder: str = "") -> None:
-        """Reads the CRD schemas of a folder for KServe 0.20, and takes away what older generations lack."""
+        """Reads the CRD schemas of KServe 0.20 from a folder, and removes the fields that older generations lack."""
         self.service = structural(generation)
         self.exact = bool(folder)
         if folder:
@@ -65,7 +65,7 @@ class Schemas:
         return {"openapi": "3.0.0", "components": {"schemas": {"InferenceService": self.service}}}
 
     def check(self, obj: dict[str, Any], _: Any) -> None:
-        """Refuses what the schema does not know; an API server drops such fields in silence."""
+        """Rejects unknown fields; a real API server drops them."""
         if obj["kind"] != "InferenceService":
             return
         mistakes = list(_mistakes(obj.get("spec", {}), self.service["properties"]["spec"], "spec"))

@@ -1,4 +1,4 @@
-"""The fake cluster: a Kubernetes API on a local port, what it holds, and what tests take away from it."""
+"""The fake cluster: a Kubernetes API on a local port, with faults and missing permissions for tests."""
 
 import contextlib
 import socket
@@ -49,11 +49,11 @@ class FakeCluster:
         self.faults.append(Fault(status, times, method, path, after))
 
     def deny(self, verb: str, group: str, resource: str) -> None:
-        """Takes a right away; `pods/log` is written as such."""
+        """Removes a permission; a subresource is written as `pods/log`."""
         self.denied.add((verb, group, resource))
 
     def restart(self, down: float) -> None:
-        """Breaks every connection and is away for so many seconds."""
+        """Closes all connections and restarts after the given seconds."""
         self.stop()
         time.sleep(down)
         self._server = self._listen(self.port)
@@ -75,7 +75,7 @@ class FakeCluster:
             allow_reuse_address = True
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """Broken connections are part of the play."""
+                """Ignores closed connections, which tests cause."""
 
             def get_request(self) -> Any:
                 connection, address = super().get_request()

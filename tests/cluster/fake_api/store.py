@@ -1,4 +1,4 @@
-"""The objects of the fake cluster, their versions and owners, and the log that watches read."""
+"""Objects of the fake cluster with their versions and field owners, and the event log for watches."""
 
 import copy
 import threading
@@ -14,7 +14,7 @@ Object = dict[str, Any]
 
 
 class Problem(Exception):
-    """A request that is answered with a Status object."""
+    """An error response with a Status object."""
 
     def __init__(self, status: int, reason: str, message: str, causes: list[dict[str, str]] | None = None) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class Store:
             return [self._shown(key) for key in self.objects if key[1] == kind]
 
     def put(self, obj: Object, manager: str = "kubectl", operation: str = "Update") -> Object:
-        """Creates or replaces an object as it is given; its fields belong to the manager."""
+        """Creates or replaces an object; the manager owns its fields."""
         with self.changed:
             key = key_of(obj)
             old = self.objects.get(key)
@@ -100,7 +100,7 @@ class Store:
             return self._store(key, new, old, owners)
 
     def status(self, key: Key, status: Object) -> None:
-        """Sets the status alone."""
+        """Sets the status only."""
         with self.changed:
             if key in self.objects and self.objects[key].get("status") != status:
                 self._event(key, self.objects[key] | {"status": copy.deepcopy(status)}, "MODIFIED")
@@ -124,7 +124,7 @@ class Store:
                     self.delete(other)
 
     def expire(self) -> None:
-        """Makes every version up to now too old to watch from."""
+        """Expires all current resource versions for watches."""
         with self.changed:
             self.oldest = self.version
 

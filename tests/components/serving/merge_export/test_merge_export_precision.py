@@ -67,8 +67,8 @@ def test_the_next_type_is_taken_where_the_narrowest_loses_too_much(
     printed = capsys.readouterr().out
     assert f"dtype bfloat16 {lost}" in printed and "dtype float16 accepted: loss " in printed
     summary = (tmp_path / "summary.md").read_text()
-    assert f"| tried bfloat16 | {lost}" in summary and "| tried float16 | taken: loss " in summary
-    assert "| dtype | float16 |" in summary and "rounds away changes of the adapter" in summary
+    assert f"| tried bfloat16 | {lost}" in summary and "| tried float16 | accepted: loss " in summary
+    assert "| dtype | float16 |" in summary and "Small changes by the adapter are lost" in summary
     assert "bfloat16 " + lost in ModelCard.load(chosen / "README.md").content
 
 

@@ -117,7 +117,7 @@ def test_registries_that_cannot_be_used(server: FakeRegistry) -> None:
         registry.register(client, registration())
     with pytest.raises(UserError, match="is not a reachable Model Registry"):
         registry.connect(server.url)
-    with pytest.raises(UserError, match=r"registry_url = 'http://127.0.0.1:1' does not answer"):
+    with pytest.raises(UserError, match=r"registry_url = 'http://127.0.0.1:1' is not a reachable"):
         registry.connect("http://127.0.0.1:1")
 
 

@@ -151,7 +151,9 @@ def test_a_place_of_others_is_refused_and_never_cleared(
         "that are not of the exported model: adapter_config.json, model.safetensors.index.json"
         in capsys.readouterr().out
     )
-    with pytest.raises(UserError, match=r"that a server would load: adapter_config.json, model.safetensors.index.json"):
+    with pytest.raises(
+        UserError, match=r"which a server would load: adapter_config.json, model.safetensors.index.json"
+    ):
         export.check_export(place)  # ours by now, but no better to serve
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cluster.fake_api.kserve import REVISION, Fate
+from cluster.fake_api.kserve import REVISION, Behavior
 from cluster.fake_api.model import Serving
 from cluster.world import NAME, TIMEOUTS, V1, V2, World, fixture_make, fixture_world, rollout_of  # noqa: F401
 
@@ -44,7 +44,7 @@ def test_first_deployment_serves(make: Callable[..., World], generation: str, mo
 
 def test_new_revision_replaces_the_old_one(world: World) -> None:
     first = world.deploy(V1)
-    world.kserve.fates[V2] = Fate(serving=Serving(text="Two."))
+    world.kserve.behaviors[V2] = Behavior(serving=Serving(text="Two."))
     second = world.deploy(V2)
     assert second["revision"] != first["revision"] and second["answers"][0]["text"] == "Two."
     assert world.serves(V2)
@@ -54,7 +54,7 @@ def test_new_revision_replaces_the_old_one(world: World) -> None:
 def test_stale_ready_is_not_believed(make: Callable[..., World], generation: str) -> None:
     world = make(generation)
     world.deploy(V1)
-    world.kserve.fates[V2] = Fate(seconds=0.6, serving=Serving(text="Two."))
+    world.kserve.behaviors[V2] = Behavior(seconds=0.6, serving=Serving(text="Two."))
     begun = time.monotonic()
     info = world.deploy(V2)
     assert time.monotonic() - begun >= 0.6 and info["answers"][0]["text"] == "Two."
@@ -62,7 +62,7 @@ def test_stale_ready_is_not_believed(make: Callable[..., World], generation: str
 
 
 def test_slow_start_tells_what_it_waits_for(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.kserve.fates[V1] = fate = Fate(pod={"conditions": [{"type": "PodScheduled", "status": "False"}]})
+    world.kserve.behaviors[V1] = behavior = Behavior(pod={"conditions": [{"type": "PodScheduled", "status": "False"}]})
     stages = [
         {
             "initContainerStatuses": [
@@ -82,7 +82,7 @@ def test_slow_start_tells_what_it_waits_for(world: World, capsys: pytest.Capture
             enough, patience = looks() + 4, time.monotonic() + 20
             while looks() < enough and time.monotonic() < patience:
                 time.sleep(0.05)
-            fate.pod = stage
+            behavior.pod = stage
 
     threading.Thread(target=script).start()
     world.deploy(V1)
@@ -109,7 +109,7 @@ def test_same_model_again_restarts_nothing(world: World) -> None:
 def test_same_model_with_other_resources_waits_for_the_new_pods(world: World) -> None:
     world.deploy(V1)
     before = rollout_of(world)["metadata"]["generation"]
-    world.kserve.fates[V1] = Fate(seconds=0.3, serving=Serving(text="Again."))
+    world.kserve.behaviors[V1] = Behavior(seconds=0.3, serving=Serving(text="Again."))
     info = world.deploy(V1, memory="48Gi")
     assert rollout_of(world)["metadata"]["generation"] == before + 1
     assert info["answers"][0]["text"] == "Again." and world.serves(V1)
@@ -221,7 +221,7 @@ def test_busy_api_is_waited_for(world: World, status: int) -> None:
 
 
 def test_api_that_restarts_in_mid_wait_is_waited_for(world: World) -> None:
-    world.kserve.fates[V1] = Fate(seconds=1.0)
+    world.kserve.behaviors[V1] = Behavior(seconds=1.0)
     threading.Timer(0.5, lambda: world.api.restart(down=0.4)).start()
     world.deploy(V1, timeouts=replace(TIMEOUTS, ready=8, retry_delay=0.05))
     assert world.serves(V1)
@@ -229,7 +229,7 @@ def test_api_that_restarts_in_mid_wait_is_waited_for(world: World) -> None:
 
 @pytest.mark.parametrize("trouble", ["expired", "broken", "forbidden"])
 def test_watch_is_a_help_not_a_need(world: World, trouble: str) -> None:
-    world.kserve.fates[V1] = Fate(seconds=1.5)
+    world.kserve.behaviors[V1] = Behavior(seconds=1.5)
     if trouble == "broken":
         world.api.fail(0, times=50, path="inferenceservices$")
     elif trouble == "expired":
@@ -244,7 +244,7 @@ def test_watch_is_a_help_not_a_need(world: World, trouble: str) -> None:
 
 
 def test_watch_makes_a_change_seen_at_once(world: World) -> None:
-    world.kserve.fates[V1] = Fate(seconds=0.5)
+    world.kserve.behaviors[V1] = Behavior(seconds=0.5)
     begun = time.monotonic()
     world.deploy(V1, timeouts=replace(TIMEOUTS, poll=5.0, ready=20))
     assert time.monotonic() - begun < 4 and world.serves(V1)
@@ -252,7 +252,7 @@ def test_watch_makes_a_change_seen_at_once(world: World) -> None:
 
 def test_api_that_stays_away_says_what_may_be_left(world: World) -> None:
     world.deploy(V1)
-    world.kserve.fates[V2] = Fate(seconds=100)
+    world.kserve.behaviors[V2] = Behavior(seconds=100)
     threading.Timer(0.5, world.api.stop).start()
     message = world.refused(V2, timeouts=replace(TIMEOUTS, retry_delay=0.005))
     assert (
@@ -267,7 +267,7 @@ def test_api_that_stays_away_says_what_may_be_left(world: World) -> None:
 
 def test_later_deployment_is_not_undone(world: World) -> None:
     world.deploy(V1)
-    world.kserve.fates[V2] = Fate(seconds=100)
+    world.kserve.behaviors[V2] = Behavior(seconds=100)
 
     def other() -> None:
         theirs = world.service()
@@ -283,7 +283,7 @@ def test_later_deployment_is_not_undone(world: World) -> None:
 
 def test_service_that_somebody_deletes_is_not_made_again(world: World) -> None:
     world.deploy(V1)
-    world.kserve.fates[V2] = Fate(seconds=100)
+    world.kserve.behaviors[V2] = Behavior(seconds=100)
     key = ("serving.kserve.io/v1beta1", "InferenceService", "team", NAME)
     threading.Timer(0.5, lambda: world.api.store.delete(key)).start()
     assert "was deleted by another client" in world.refused(V2)

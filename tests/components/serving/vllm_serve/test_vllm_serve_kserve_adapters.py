@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.fates import BAD
+from cluster.behaviors import BAD
 from cluster.world import NAME, TIMEOUTS, V1, World, fixture_make, fixture_world  # noqa: F401
 
 from llm_finetune.components.serving.vllm_serve import targets
@@ -66,7 +66,7 @@ def test_adapter_is_taken_off_with_the_next_one(world: World) -> None:
 def test_adapter_that_does_not_answer_leaves_the_others(world: World) -> None:
     serve(world, "sql")
     before = world.service("shared")["spec"]
-    world.kserve.fates["gs://bucket/chat"] = BAD
+    world.kserve.behaviors["gs://bucket/chat"] = BAD
     with pytest.raises(UserError, match=r"chat returned an empty answer(.|\n)*was restored and is ready"):
         serve(world, "chat")
     assert world.service("shared")["spec"] == before

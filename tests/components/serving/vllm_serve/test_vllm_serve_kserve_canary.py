@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from cluster.fake_api.kserve import REVISION, Fate
+from cluster.behaviors import BAD
+from cluster.fake_api.kserve import REVISION, Behavior
 from cluster.fake_api.model import Serving
-from cluster.fates import BAD
 from cluster.world import NAME, V1, V2, World, fixture_make, fixture_world  # noqa: F401
 
 
@@ -35,7 +35,7 @@ def gateway(make: Callable[..., World], splits: bool = True) -> World:
 def test_knative_canary_is_asked_before_it_gets_its_share(make: Callable[..., World], generation: str) -> None:
     world = make(generation)
     world.deploy(V1, deployment_mode="Knative")
-    world.kserve.fates[V2] = Fate(serving=Serving(text="Two."))
+    world.kserve.behaviors[V2] = Behavior(serving=Serving(text="Two."))
     info = world.deploy(V2, deployment_mode="Knative", canary_percent=20)
     assert info["traffic"] == "20 % of the traffic" and info["answers"][0]["text"] == "Two."
     assert traffic(world) == {"00002": 20, "00001": 80}
@@ -57,7 +57,7 @@ def test_knative_canary_is_promoted_without_a_new_revision(make: Callable[..., W
 def test_knative_canary_that_fails_never_gets_traffic(make: Callable[..., World]) -> None:
     world = make("0.18")
     first = world.deploy(V1, deployment_mode="Knative")
-    world.kserve.fates[V2] = BAD
+    world.kserve.behaviors[V2] = BAD
     message = world.refused(V2, deployment_mode="Knative", canary_percent=20)
     assert (
         "returned an empty answer" in message and f"revision {first['revision']} was restored and is ready" in message
@@ -96,7 +96,7 @@ def test_share_without_anything_to_share_with(world: World) -> None:
 def test_gateway_canary_runs_beside_and_takes_its_share(make: Callable[..., World]) -> None:
     world = gateway(make)
     first = world.deploy(V1)
-    world.kserve.fates[V2] = Fate(serving=Serving(text="Two."))
+    world.kserve.behaviors[V2] = Behavior(serving=Serving(text="Two."))
     info = world.deploy(V2, canary_percent=10)
     [entry] = world.service()["spec"]["canary"]
     name = f"{NAME}-{entry['predictor']['name']}-predictor"
@@ -125,12 +125,12 @@ def test_gateway_canary_is_promoted_without_a_restart(make: Callable[..., World]
     assert world.service()["spec"]["predictor"]["name"] == canary
 
 
-@pytest.mark.parametrize("fate", [BAD, Fate(pod={"phase": "Pending"})])
-def test_gateway_canary_that_fails_is_taken_away(make: Callable[..., World], fate: Fate) -> None:
+@pytest.mark.parametrize("behavior", [BAD, Behavior(pod={"phase": "Pending"})])
+def test_gateway_canary_that_fails_is_taken_away(make: Callable[..., World], behavior: Behavior) -> None:
     world = gateway(make)
     first = world.deploy(V1)
     before = world.service()["spec"]
-    world.kserve.fates[V2] = fate
+    world.kserve.behaviors[V2] = behavior
     message = world.refused(V2, canary_percent=10)
     assert f"the previous revision {first['revision']} was restored and is ready" in message
     assert world.service()["spec"] == before and world.serves(V1)
@@ -176,7 +176,7 @@ def test_candidate_answers_before_the_service_is_touched(make: Callable[..., Wor
 def test_candidate_that_fails_leaves_the_service_alone(world: World) -> None:
     world.deploy(V1)
     generation = world.service()["metadata"]["generation"]
-    world.kserve.fates[V2] = BAD
+    world.kserve.behaviors[V2] = BAD
     message = world.refused(V2, candidate_first=True)
     assert f"{NAME}-candidate returned an empty answer" in message
     assert f"InferenceService team/{NAME}-candidate, which did not exist before, was deleted" in message

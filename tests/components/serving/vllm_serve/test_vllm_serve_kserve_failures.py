@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from cluster.fake_api.kserve import Fate
+from cluster.behaviors import FAILURES, QUOTA, SERVER, crashing, refusal, unschedulable, waiting
+from cluster.fake_api.kserve import Behavior
 from cluster.fake_api.model import Serving
-from cluster.fates import FAILURES, QUOTA, SERVER, crashing, refusal, unschedulable, waiting
 from cluster.world import NAME, TIMEOUTS, V1, V2, World, fixture_make, fixture_world  # noqa: F401
 
 
 @pytest.mark.parametrize("row", FAILURES)
 def test_reason_is_told_and_a_first_deployment_is_removed(world: World, row: str) -> None:
-    world.kserve.fates[V1], words = FAILURES[row]
+    world.kserve.behaviors[V1], words = FAILURES[row]
     message = world.refused(V1, timeouts=replace(TIMEOUTS, ready=3 if row == "time" else 1.5))
     for word in words:
         assert word in message
@@ -29,7 +29,7 @@ def test_reason_is_told_and_the_old_revision_goes_on(make: Callable[..., World],
     world = make(generation)
     first = world.deploy(V1)
     before = world.service()["spec"]
-    world.kserve.fates[V2], words = FAILURES[row]
+    world.kserve.behaviors[V2], words = FAILURES[row]
     message = world.refused(V2)
     assert words[0] in message
     assert f"the previous revision {first['revision']} was restored and is ready" in message
@@ -39,7 +39,7 @@ def test_reason_is_told_and_the_old_revision_goes_on(make: Callable[..., World],
 @pytest.mark.parametrize("row", ["weights", "GPU memory", "no node ever"])
 def test_knative_revision_that_fails_is_put_back(world: World, row: str) -> None:
     first = world.deploy(V1, deployment_mode="Knative")
-    world.kserve.fates[V2], words = FAILURES[row]
+    world.kserve.behaviors[V2], words = FAILURES[row]
     message = world.refused(V2, deployment_mode="Knative")
     assert words[0] in message and f"the previous revision {first['revision']} was restored and is ready" in message
     assert world.uri() == V1
@@ -47,7 +47,7 @@ def test_knative_revision_that_fails_is_put_back(world: World, row: str) -> None
 
 def test_knative_quota(world: World) -> None:
     condition = {"type": "ResourcesAvailable", "status": "False", "reason": "FailedCreate", "message": QUOTA}
-    world.kserve.fates[V1] = Fate(deployment=condition)
+    world.kserve.behaviors[V1] = Behavior(deployment=condition)
     assert "pods cannot be created: FailedCreate" in world.refused(V1, deployment_mode="Knative")
     assert world.service() is None
 
@@ -61,18 +61,18 @@ PASSING = {
 
 @pytest.mark.parametrize("trouble", PASSING)
 def test_trouble_that_passes_is_waited_out(world: World, trouble: str) -> None:
-    world.kserve.fates[V1] = fate = Fate(pod=PASSING[trouble])
-    threading.Timer(0.5, lambda: setattr(fate, "pod", None)).start()
+    world.kserve.behaviors[V1] = behavior = Behavior(pod=PASSING[trouble])
+    threading.Timer(0.5, lambda: setattr(behavior, "pod", None)).start()
     world.deploy(V1, timeouts=replace(TIMEOUTS, image_pull=5, unschedulable=5))
     assert world.serves(V1)
 
 
 def test_runtime_that_the_controller_has_not_seen_yet(world: World) -> None:
     model = refusal("InvalidSpec", "RuntimeNotRecognized", "Specified runtime does not exist")
-    world.kserve.fates[V1] = fate = Fate(pod={}, model=model)
+    world.kserve.behaviors[V1] = behavior = Behavior(pod={}, model=model)
 
     def seen() -> None:
-        fate.pod = fate.model = None
+        behavior.pod = behavior.model = None
 
     threading.Timer(0.4, seen).start()
     world.deploy(V1)
@@ -80,10 +80,10 @@ def test_runtime_that_the_controller_has_not_seen_yet(world: World) -> None:
 
 
 def test_slow_deployment_is_not_given_up(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.kserve.fates[V1] = fate = Fate(
+    world.kserve.behaviors[V1] = behavior = Behavior(
         deployment={"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "slow"}
     )
-    threading.Timer(0.6, lambda: setattr(fate, "deployment", None)).start()
+    threading.Timer(0.6, lambda: setattr(behavior, "deployment", None)).start()
     world.deploy(V1)
     assert "slow rollout: ProgressDeadlineExceeded" in capsys.readouterr().out and world.serves(V1)
 
@@ -91,10 +91,10 @@ def test_slow_deployment_is_not_given_up(world: World, capsys: pytest.CaptureFix
 def test_failure_of_an_earlier_revision_is_not_held_against_the_new_one(world: World) -> None:
     stale = refusal("BlockedByFailedLoad", "ModelLoadFailed", "old pod crashed")
     world.deploy(V1)
-    world.kserve.fates[V1] = Fate(model=stale)
+    world.kserve.behaviors[V1] = Behavior(model=stale)
     while world.service()["status"]["modelStatus"] != stale:
         time.sleep(0.02)
-    world.kserve.fates[V2] = Fate(seconds=0.5, model=stale)
+    world.kserve.behaviors[V2] = Behavior(seconds=0.5, model=stale)
     world.deploy(V2)
     assert world.serves(V2)
 
@@ -114,27 +114,27 @@ ANSWERS = {
 def test_model_that_does_not_answer_right_is_put_back(world: World, kind: str) -> None:
     first = world.deploy(V1)
     serving, words = ANSWERS[kind]
-    world.kserve.fates[V2] = Fate(serving=serving)
+    world.kserve.behaviors[V2] = Behavior(serving=serving)
     message = world.refused(V2)
     assert words in message and f"revision {first['revision']} was restored and is ready" in message
     assert world.serves(V1)
 
 
 def test_model_that_never_stops_can_be_allowed(world: World) -> None:
-    world.kserve.fates[V1] = Fate(serving=Serving(finish="length"))
+    world.kserve.behaviors[V1] = Behavior(serving=Serving(finish="length"))
     assert world.deploy(V1, require_stop=False)["answers"][0]["finish_reason"] == "length"
     assert world.serves(V1)
 
 
 def test_route_that_follows_late_is_waited_for(world: World) -> None:
-    world.kserve.fates[V1] = fate = Fate(serving=Serving(refuses=503))
-    threading.Timer(0.35, lambda: setattr(fate, "serving", Serving())).start()
+    world.kserve.behaviors[V1] = behavior = Behavior(serving=Serving(refuses=503))
+    threading.Timer(0.35, lambda: setattr(behavior, "serving", Serving())).start()
     world.deploy(V1, timeouts=replace(TIMEOUTS, settle=3))
     assert world.serves(V1)
 
 
 def test_mesh_that_refuses_gets_the_policy_that_is_missing(world: World) -> None:
-    world.kserve.fates[V1] = Fate(serving=Serving(refuses=403))
+    world.kserve.behaviors[V1] = Behavior(serving=Serving(refuses=403))
     message = world.refused(V1)
     assert "answered 403: RBAC: access denied" in message and "have no sidecar" in message
     text = message[message.index("---") : message.index("InferenceService team/")]

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cluster.fake_api.kserve import Fate
-from cluster.fates import FAILURES
+from cluster.behaviors import FAILURES
+from cluster.fake_api.kserve import Behavior
 from cluster.world import NAME, V1, V2, World, fixture_make, fixture_world  # noqa: F401
 
 
 def test_failed_first_deployment_can_be_kept(world: World) -> None:
-    world.kserve.fates[V1] = FAILURES["GPU memory"][0]
+    world.kserve.behaviors[V1] = FAILURES["GPU memory"][0]
     message = world.refused(V1, keep_failed=True)
     assert "was kept (keep_failed); delete it with kubectl -n team delete inferenceservice llm" in message
     assert world.uri() == V1
@@ -27,7 +27,7 @@ def test_deletion_that_hangs_is_told(world: World) -> None:
             obj["metadata"]["finalizers"] = ["inferenceservice.finalizers"]
 
     world.api.store.admission.append(finalized)
-    world.kserve.fates[V1] = FAILURES["GPU memory"][0]
+    world.kserve.behaviors[V1] = FAILURES["GPU memory"][0]
     message = world.refused(V1)
     assert "crashed 3 times" in message
     assert "is still being deleted after 1 s (finalizers: inferenceservice.finalizers)" in message
@@ -35,7 +35,7 @@ def test_deletion_that_hangs_is_told(world: World) -> None:
 
 def test_rollback_that_fails_tells_both(world: World) -> None:
     world.deploy(V1)
-    world.kserve.fates[V2] = replace(FAILURES["GPU memory"][0], seconds=0)
+    world.kserve.behaviors[V2] = replace(FAILURES["GPU memory"][0], seconds=0)
 
     def lock() -> None:
         if world.uri() == V2:
@@ -58,7 +58,7 @@ def test_service_of_somebody_else_gets_all_its_fields_back(world: World) -> None
     world.deploy(V1, deployment_mode="Knative")
     # Taken over; what kubectl set stays kubectl's.
     before = world.service()["spec"]
-    world.kserve.fates[V2] = FAILURES["weights"][0]
+    world.kserve.behaviors[V2] = FAILURES["weights"][0]
     world.refused(V2, deployment_mode="Knative")
     assert world.service()["spec"] == before
 
@@ -72,7 +72,7 @@ def test_first_touch_of_a_foreign_service_is_taken_back_whole(world: World) -> N
     }  # fmt: skip
     world.api.store.apply(theirs, "kubectl")
     time.sleep(0.3)
-    world.kserve.fates[V2] = FAILURES["weights"][0]
+    world.kserve.behaviors[V2] = FAILURES["weights"][0]
     message = world.refused(V2)
     assert "the previous state was restored" in message
     service = world.service()
@@ -81,9 +81,9 @@ def test_first_touch_of_a_foreign_service_is_taken_back_whole(world: World) -> N
 
 
 def test_state_that_was_broken_before_is_not_waited_for(world: World) -> None:
-    world.kserve.fates[V1] = FAILURES["GPU memory"][0]
+    world.kserve.behaviors[V1] = FAILURES["GPU memory"][0]
     world.refused(V1, keep_failed=True)
-    world.kserve.fates[V2] = FAILURES["weights"][0]
+    world.kserve.behaviors[V2] = FAILURES["weights"][0]
     message = world.refused(V2)
     assert "was restored; it was not ready before the change" in message and world.uri() == V1
 
@@ -111,7 +111,7 @@ def test_sigterm_leaves_the_cluster_as_it_was(world: World, first: bool) -> None
     if not first:
         world.deploy(V1)
     before = (world.service() or {}).get("spec")
-    world.kserve.fates[V2] = Fate(seconds=1000)
+    world.kserve.behaviors[V2] = Behavior(seconds=1000)
     card = subprocess.Popen(
         [sys.executable, "-c", CARD, str(world.folder), V2],
         env=os.environ | {"KUBECONFIG": str(world.folder / "kubeconfig")},

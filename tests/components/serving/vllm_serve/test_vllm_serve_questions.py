@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cluster.behaviors import Behavior
 from cluster.fake_api.model import Serving
-from cluster.fates import Fate
 from cluster.world import V1, World, fixture_make, fixture_world  # noqa: F401
 
 from llm_finetune.components.serving.vllm_serve import questions, smoke
@@ -50,7 +50,7 @@ def test_a_report_of_another_program_holds_no_questions(tmp_path: Path) -> None:
 
 
 def test_a_model_on_a_cluster_is_asked_the_rows_and_its_page_shows_them(world: World) -> None:
-    world.kserve.fates[V1] = Fate(serving=Serving(text="SELECT 1"))
+    world.kserve.behaviors[V1] = Behavior(serving=Serving(text="SELECT 1"))
     info = world.deploy(V1, rows=ROWS)
     assert [answer["prompt"] for answer in info["answers"]] == [row.messages[0]["content"] for row in ROWS]
     assert info["asked"] == "validation rows" and "How many singers are there?" in info["example_curl"]
@@ -61,7 +61,7 @@ def test_a_model_on_a_cluster_is_asked_the_rows_and_its_page_shows_them(world: W
 @pytest.mark.parametrize(("reference", "refused"), [("short", True), ("a long story " * 20, False)])
 def test_only_answers_that_are_short_in_the_data_must_end(world: World, reference: str, refused: bool) -> None:
     rows = [Question([{"role": "user", "content": "Tell me a story."}], reference)]
-    world.kserve.fates[V1] = Fate(serving=Serving(text="Once", finish="length"))
+    world.kserve.behaviors[V1] = Behavior(serving=Serving(text="Once", finish="length"))
     if not refused:
         assert world.deploy(V1, rows=rows)["answers"][0]["finish_reason"] == "length"
         return

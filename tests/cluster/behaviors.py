@@ -1,8 +1,8 @@
-"""How deployments fare in the fake cluster, and the words that a failure is told in."""
+"""Behaviors of revisions in the fake cluster, and the expected parts of the error messages."""
 
 from typing import Any
 
-from cluster.fake_api.kserve import Fate
+from cluster.fake_api.kserve import Behavior
 from cluster.fake_api.model import Serving
 
 INIT, SERVER = "storage-initializer", "kserve-container"
@@ -37,7 +37,7 @@ def refusal(transition: str, reason: str, message: str) -> dict[str, Any]:
     return {"transitionStatus": transition, "lastFailureInfo": {"reason": reason, "message": message}}
 
 
-BAD = Fate(serving=Serving(text=""))  # comes up, and answers nothing
+BAD = Behavior(serving=Serving(text=""))  # becomes ready, and returns empty answers
 
 QUOTA = 'pods "llm" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
 TRACE = "Traceback\nbotocore.exceptions.NoCredentialsError: Unable to locate credentials"
@@ -45,67 +45,67 @@ OOM = "INFO loading\nCUDA out of memory. Tried to allocate 2 GiB"
 LENGTH = "ValueError: User-specified max_model_len (9000) is greater than the derived max_model_len (4096)"
 
 FAILURES = {
-    "image": (Fate(pod=waiting(SERVER, "ImagePullBackOff", 'image "x" not found')), ["ImagePullBackOff: image"]),
-    "image of the initializer": (Fate(pod=waiting(INIT, "ErrImagePull")), ["storage-initializer", "ErrImagePull"]),
-    "image name": (Fate(pod=waiting(SERVER, "InvalidImageName")), ["cannot start: InvalidImageName"]),
+    "image": (Behavior(pod=waiting(SERVER, "ImagePullBackOff", 'image "x" not found')), ["ImagePullBackOff: image"]),
+    "image of the initializer": (Behavior(pod=waiting(INIT, "ErrImagePull")), ["storage-initializer", "ErrImagePull"]),
+    "image name": (Behavior(pod=waiting(SERVER, "InvalidImageName")), ["cannot start: InvalidImageName"]),
     "config": (
-        Fate(pod=waiting(SERVER, "CreateContainerConfigError", 'secret "x" not found')),
+        Behavior(pod=waiting(SERVER, "CreateContainerConfigError", 'secret "x" not found')),
         ['secret "x" not found'],
     ),
     "weights": (
-        Fate(pod=ended(INIT, message=TRACE)),
+        Behavior(pod=ended(INIT, message=TRACE)),
         ["loading the weights failed in storage-initializer", "no secret with the store's keys", "NoCredentialsError"],
     ),
     "weights again": (
-        Fate(
+        Behavior(
             pod=waiting(INIT, "CrashLoopBackOff", lastState={"terminated": {"exitCode": 1}}),
             logs={(INIT, True): "AccessDenied: ListObjectsV2"},
         ),
         ["loading the weights failed", "AccessDenied: ListObjectsV2", "the keys have no read access to the model's folder"],
     ),
     "memory of the initializer": (
-        Fate(pod=ended(INIT, "OOMKilled", code=137)),
+        Behavior(pod=ended(INIT, "OOMKilled", code=137)),
         ["limit is 1Gi", "ClusterStorageContainer"],
     ),
     "memory": (
-        Fate(pod=crashing("OOMKilled", restarts=1), logs={(SERVER, True): "loading shard 3"}),
+        Behavior(pod=crashing("OOMKilled", restarts=1), logs={(SERVER, True): "loading shard 3"}),
         ["was OOMKilled; raise `memory`", "loading shard 3"],
     ),
     "GPU memory": (
-        Fate(pod=crashing(), logs={(SERVER, True): OOM}),
+        Behavior(pod=crashing(), logs={(SERVER, True): OOM}),
         ["has crashed 3 times (exit status 1)", "the model does not fit on the GPU", "Tried to allocate 2 GiB"],
     ),
     "max_model_len": (
-        Fate(pod=crashing(restarts=4), logs={(SERVER, True): LENGTH}),
+        Behavior(pod=crashing(restarts=4), logs={(SERVER, True): LENGTH}),
         ["crashed 4 times", "max_model_len exceeds the model's maximum"],
     ),
     "quota": (
-        Fate(deployment={"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": QUOTA}),
+        Behavior(deployment={"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": QUOTA}),
         ["pods cannot be created: FailedCreate", "exceeded quota: gpus", "Raise the quota"],
     ),
-    "no node": (Fate(pod=unschedulable()), ["no node for pod", "3 Insufficient nvidia.com/gpu", "max_surge = 0"]),
+    "no node": (Behavior(pod=unschedulable()), ["no node for pod", "3 Insufficient nvidia.com/gpu", "max_surge = 0"]),
     "no node ever": (
-        Fate(pod=unschedulable(), events=["pod didn't trigger scale-up: 1 max node group size reached"]),
+        Behavior(pod=unschedulable(), events=["pod didn't trigger scale-up: 1 max node group size reached"]),
         ["the autoscaler: pod didn't trigger scale-up: 1 max node group size reached"],
     ),
     "invalid spec": (
-        Fate(pod=unschedulable(), model=refusal("InvalidSpec", "NoSupportingRuntime", "no runtime for vLLM")),
+        Behavior(pod=unschedulable(), model=refusal("InvalidSpec", "NoSupportingRuntime", "no runtime for vLLM")),
         ["KServe: NoSupportingRuntime: no runtime for vLLM"],
     ),
     "blocked": (
-        Fate(pod={}, model=refusal("BlockedByFailedLoad", "ModelLoadFailed", "exit 1")),
+        Behavior(pod={}, model=refusal("BlockedByFailedLoad", "ModelLoadFailed", "exit 1")),
         ["KServe: ModelLoadFailed: exit 1"],
     ),
     "unknown runtime": (
-        Fate(pod={}, model=refusal("InvalidSpec", "RuntimeNotRecognized", "Specified runtime does not exist")),
+        Behavior(pod={}, model=refusal("InvalidSpec", "RuntimeNotRecognized", "Specified runtime does not exist")),
         ["KServe: RuntimeNotRecognized"],
     ),
     "time": (
-        Fate(pod=running(SERVER), logs={(SERVER, False): "warm-up 3/9"}),
+        Behavior(pod=running(SERVER), logs={(SERVER, False): "warm-up 3/9"}),
         ["was not ready after 3 s (starting the server; ", "Raise `ready_timeout`", "kserve-container", "warm-up 3/9"],
     ),
     "time of the weights": (
-        Fate(pod=running(INIT), logs={(INIT, False): "shard 2/9"}),
+        Behavior(pod=running(INIT), logs={(INIT, False): "shard 2/9"}),
         ["loading the weights", "The end of the log of storage-initializer", "shard 2/9"],
     ),
 }  # fmt: skip
