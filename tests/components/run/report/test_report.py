@@ -148,7 +148,10 @@ def test_every_word_of_the_backend_has_a_meaning(cluster, tmp_path, word, state)
     assert found.state == state
     assert page.startswith("# Run ended with unknown result" if state == "unknown" else f"# Run {state}")
     if state == "unknown":
-        assert f"The backend reports the state {word or '(empty)'}. No pod failed, and the logs contain neither a closed" in page
+        assert (
+            f"The backend reports the state {word or '(empty)'}. No pod failed, and the logs contain neither a closed"
+            in page
+        )
 
 
 @pytest.mark.parametrize("word", ["RUNNING", "COMPLETE", "SUCCEEDED", "SOMETHING_NEW"])
