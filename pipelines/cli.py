@@ -114,7 +114,8 @@ def submit(
 ) -> None:
     """Run the pipeline on Kubeflow: upload it, start a run with a recipe, and follow its cards."""
     from llm_finetune.pipelines.options import read_options
-    from llm_finetune.pipelines.submit.start import Submission, submit
+    from llm_finetune.pipelines.submit.start import submit
+    from llm_finetune.pipelines.submit.submission import Submission
 
     submission = Submission(
         host=host,

@@ -1,6 +1,5 @@
 """Generates the parts of the README that follow from the pipeline: flow chart and parameter table."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,13 @@ def update(readme: Path, pipeline: Path) -> bool:
     before = readme.read_text(encoding="utf-8")
     after = before
     for name, part in (("pipeline", flow_chart(spec)), ("parameters", parameter_table())):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        after = re.sub(pattern, rf"\1{_escape_backslashes(part)}\n\2", after, flags=re.DOTALL)
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, _, rest = after.partition(begin)
+        _, _, tail = rest.partition(end)
+        after = f"{head}{begin}{part}\n{end}{tail}"
     if after != before:
         readme.write_text(after, encoding="utf-8")
     return after != before
-
-
-def _escape_backslashes(text: str) -> str:
-    return text.replace("\\", r"\\")
 
 
 def flow_chart(spec: dict[str, Any]) -> str:

@@ -6,11 +6,15 @@ This module imports kfp, so only `component.py` files import it.
 import functools
 import json
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from kfp import dsl
 
+# A decorator turns a function into a component of KFP, which has no types.
+Decorator = Callable[[], Callable[[Callable[..., object]], Any]]
 DEFAULT_REGISTRY = "ghcr.io/llm-finetune"
 ROOT = Path(__file__).resolve().parents[2]
 # Written by `make images PUSH=1`; an installed package has no such file.
@@ -31,6 +35,7 @@ def image_reference(family: str) -> str:
 
 
 # kfp is part of the images; a step installs nothing.
-data_component = functools.partial(dsl.component, base_image=image_reference("data"), install_kfp_package=False)
-train_component = functools.partial(dsl.component, base_image=image_reference("train"), install_kfp_package=False)
-control_component = functools.partial(dsl.component, base_image=image_reference("control"), install_kfp_package=False)
+_component = functools.partial(dsl.component, install_kfp_package=False)
+data_component: Decorator = functools.partial(_component, base_image=image_reference("data"))
+train_component: Decorator = functools.partial(_component, base_image=image_reference("train"))
+control_component: Decorator = functools.partial(_component, base_image=image_reference("control"))

@@ -16,7 +16,7 @@ from llm_finetune.pipelines.options import ClusterOptions
 from llm_finetune.pipelines.recipe import RunPlan
 from llm_finetune.pipelines.run_view.cards import ExitStatus
 from llm_finetune.pipelines.submit.connection import Connection, connect
-from llm_finetune.pipelines.submit.start import Submission
+from llm_finetune.pipelines.submit.submission import Submission
 from llm_finetune.pipelines.submit.upload import Version, name_filter, upload
 from llm_finetune.pipelines.submit.watch import RunNotFollowed, RunResult, follow_run
 

@@ -7,7 +7,8 @@ from kfp_api import KfpApi
 from rich.console import Console
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.pipelines.submit.start import Submission, submit
+from llm_finetune.pipelines.submit.start import submit
+from llm_finetune.pipelines.submit.submission import Submission
 
 DONE = ["check-recipe", "load-dataset", "load-model", "finetune-lora", "quality-gate"]
 OPEN = ("SUCCEEDED", dict.fromkeys([*DONE, "merge-export", "vllm-serve", "report"], "SUCCEEDED"), "")

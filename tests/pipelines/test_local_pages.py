@@ -135,7 +135,7 @@ def test_each_link_stands_alone_on_its_line_and_leads_to_its_page(state):
 
 def test_pages_that_cannot_be_written_are_told_and_nothing_is_linked(state):
     (state.folder / "pages").write_text("in the way")
-    assert "The run's pages could not be written: " in printed(
+    assert "cannot write the pages of the run: " in printed(
         lambda console, state: finish_pages(console, state, Outcome("succeeded")), state
     )
     assert printed(show_index, state) == ""
