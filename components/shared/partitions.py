@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from llm_finetune.components.shared.row_counts import check_files, check_whole
+from llm_finetune.components.shared.row_counts import Artifact, check_files, check_whole
 
 MAX_SHARDS = 48
 """KFP passes all inputs of a card in one argument of at most 128 KiB; an artifact takes 1 to 2 KiB."""
@@ -15,7 +14,7 @@ def partition_folder(partitions: str | Path, part: int) -> Path:
     return Path(partitions) / f"{part:05}"
 
 
-def rows_folder(name: str, dataset: Any, partition: Mapping[str, int]) -> Path:
+def rows_folder(name: str, dataset: Artifact, partition: Mapping[str, int]) -> Path:
     """Returns the folder of the rows to read; raises if rows are missing.
 
     Args:

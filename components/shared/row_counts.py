@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,19 +11,25 @@ from llm_finetune.components.shared.errors import UserError
 from llm_finetune.components.shared.metadata import read_metadata
 
 
-def check_whole(datasets: Mapping[str, Any]) -> None:
+class Artifact(Protocol):
+    """An input artifact of a card, such as KFP's `Dataset`."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def check_whole(datasets: Mapping[str, Artifact | None]) -> None:
     """Raises if the files of a dataset have a different number of rows than its metadata.
 
     Args:
-        datasets: Input artifacts by name (objects with `path` and `metadata`), or None. Artifacts without `rows` in
+        datasets: Input artifacts by name, or None. Artifacts without `rows` in
             their metadata, such as imported ones, are not checked.
 
     Raises:
             UserError: If rows are missing or a file is truncated.
     """
     for name, dataset in datasets.items():
-        rows = read_metadata(dataset).get("rows") if dataset is not None else None
-        if rows is not None:
+        if dataset is not None and (rows := read_metadata(dataset).get("rows")) is not None:
             check_files(name, dataset.path, int(rows))
 
 

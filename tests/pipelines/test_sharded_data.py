@@ -129,7 +129,7 @@ def test_mistakes_of_planning_end_with_a_message(source, capsys):
 
     assert "must be between 1 and 48" in refused(f"{source}/*.jsonl", 0)
     assert "must be between 1 and 48" in refused(f"{source}/*.jsonl", 49)
-    assert "on both sides of the split" in refused(f"{source}/*.jsonl", 2, {"group_key": "user"})
+    assert "both sides of the split" in refused(f"{source}/*.jsonl", 2, {"group_key": "user"})
     assert "matches no file" in refused(f"{source}/*.csv", 2)
 
 

@@ -63,6 +63,7 @@ def data_report(
     """
     arguments = locals()
     from llm_finetune.components.data.data_report import step
+    from llm_finetune.components.data.data_report.settings import Settings
     from llm_finetune.components.shared.card import card
     from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
@@ -71,4 +72,4 @@ def data_report(
         check_whole({name: arguments[name] for name in step.STAGES})
         stages = {name: step.Stage(arguments[name].path, read_metadata(arguments[name])) for name in step.STAGES}
         pages = {name: arguments[name].path for name in step.PAGES}
-        step.data_report(stages, pages, step.Settings.of(arguments))
+        step.data_report(stages, pages, Settings.of(arguments))

@@ -46,14 +46,13 @@ def measure(column: pa.StringArray) -> np.ndarray:
     length = np.diff(offsets)
     some = np.maximum(length, 1)
 
-    def share(kinds: np.ndarray) -> np.ndarray:
-        counted = np.concatenate([[0], np.cumsum(kinds[data], dtype=np.int64)])
-        return (counted[offsets[1:]] - counted[offsets[:-1]]) / some
+    def share(is_member: np.ndarray) -> np.ndarray:
+        counted = np.concatenate([[0], np.cumsum(is_member, dtype=np.int64)])
+        shares: np.ndarray = np.diff(counted[offsets]) / some
+        return shares
 
-    beyond = np.concatenate([[0], np.cumsum(data >= 0x80, dtype=np.int64)])
-    word = 1 / np.maximum(share(_SPACE), 1 / some)
-    beyond_share = (beyond[offsets[1:]] - beyond[offsets[:-1]]) / some
-    columns = (np.log(some), share(_LETTER), share(_DIGIT), beyond_share, np.log(word))
+    word = 1 / np.maximum(share(_SPACE[data]), 1 / some)
+    columns = (np.log(some), share(_LETTER[data]), share(_DIGIT[data]), share(data >= 0x80), np.log(word))
     return np.stack(columns, axis=1).astype(np.float32)
 
 

@@ -62,14 +62,14 @@ def card_rows(paths: Mapping[str, str | Path], metadata: Mapping[str, Metadata])
     ]
 
 
-def split_table(metadata: Mapping[str, Metadata], rows: Mapping[str, int]) -> list[list[Any]]:
+def split_table(metadata: Mapping[str, Metadata], rows: Mapping[str, int]) -> list[list[object]]:
     """Returns for both splits: rows, documents, token rows, tokens, trained tokens, their share, truncated documents.
 
     Args:
         metadata: Metadata of each dataset by artifact name.
         rows: Rows of `train_dataset` and `val_dataset`.
     """
-    table = []
+    table: list[list[object]] = []
     for split in ("train", "val"):
         facts = metadata[f"{split}_tokens"]
         tokens, trained = int(facts.get("tokens", 0)), int(facts.get("supervised_tokens", 0))
@@ -88,7 +88,7 @@ def split_table(metadata: Mapping[str, Metadata], rows: Mapping[str, int]) -> li
     return table
 
 
-def leakage_table(metadata: Mapping[str, Metadata]) -> list[list[Any]]:
+def leakage_table(metadata: Mapping[str, Metadata]) -> list[list[object]]:
     """Returns the leakage that Train/Val Split measured, formatted for a page."""
     measured = metadata["val_dataset"].get("leakage") or {}
     return [
@@ -121,7 +121,7 @@ def _skipped(metadata: Mapping[str, Metadata]) -> dict[str, int]:
     return {reason: _sum(both, reason) for reason in dict.fromkeys([*both[0], *both[1]])}
 
 
-def _by_reason(reasons: Mapping[str, Any], lost: int) -> dict[str, int]:
+def _by_reason(reasons: Mapping[str, int], lost: int) -> dict[str, int]:
     """Returns the dropped rows by reason in words, and the rows without a recorded reason."""
     explained = {reason.replace("_", " "): int(count) for reason, count in reasons.items() if count}
     unexplained = lost - sum(explained.values())

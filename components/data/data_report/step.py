@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +44,7 @@ class Stage:
     """
 
     path: str | Path
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, object]
 
 
 def data_report(stages: Mapping[str, Stage], pages: Mapping[str, str | Path], settings: Settings) -> None:

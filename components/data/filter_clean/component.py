@@ -76,12 +76,13 @@ def filter_clean(
     """
     arguments = locals()
     from llm_finetune.components.data.filter_clean import step
+    from llm_finetune.components.data.filter_clean.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.partitions import rows_folder
 
     with card(package_version):
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         rows = rows_folder("raw_dataset", raw_dataset, partition)
         facts = step.filter_clean(rows, clean_dataset.path, dropped_rows.path, preview.path, chosen)
         origin = {name: read_metadata(raw_dataset).get(name, "") for name in ("source", "revision")}

@@ -7,7 +7,6 @@ Few-Shot Learners", appendix C). Tülu 3 (Lambert et al. 2024) uses 8-grams.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 class EvaluationSets:
     """Hashes of the word n-grams of evaluation sets, 8 bytes each."""
 
-    def __init__(self, sets: Sequence[str | Mapping[str, Any]], words: int) -> None:
+    def __init__(self, sets: Sequence[str | Mapping[str, object]], words: int) -> None:
         """Reads the sets.
 
         Args:

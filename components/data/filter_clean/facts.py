@@ -1,7 +1,6 @@
 """Facts about the rows that Filter & Clean kept and dropped."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Facts:
     content_hash: str
     dropped_content_hash: str
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """Returns the metadata of the clean dataset."""
         facts = asdict(self)
         del facts["dropped_content_hash"]
         return facts
 
-    def dropped_metadata(self) -> dict[str, Any]:
+    def dropped_metadata(self) -> dict[str, object]:
         """Returns the metadata of the dropped rows."""
         return {
             "rows": self.rows_in - self.rows,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,7 +10,7 @@ from llm_finetune.components.data.load_dataset.settings import Settings as Sourc
 from llm_finetune.components.shared.settings import FieldSettings, split_names
 
 
-def eval_set_source(named: str | Mapping[str, Any]) -> Source:
+def eval_set_source(named: str | Mapping[str, object]) -> Source:
     """Returns settings of Load Dataset for an evaluation set.
 
     Args:
@@ -56,7 +56,7 @@ class Settings(FieldSettings):
         le=1.0,
         description="Jaccard similarity from which rows are near-duplicates, 0.3 to 1.",
     )
-    eval_sets: list[str | dict[str, Any]] = Field(
+    eval_sets: list[str | dict[str, object]] = Field(
         default=[],
         description="Evaluation sets to exclude from training: each a path, a URL, the name of a Hub dataset (split "
         "`test`) or a mapping of Load Dataset's settings. Rows that share a word n-gram with one of them are "
@@ -84,7 +84,7 @@ class Settings(FieldSettings):
 
     @field_validator("eval_sets")
     @classmethod
-    def _are_sources(cls, value: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+    def _are_sources(cls, value: list[str | dict[str, object]]) -> list[str | dict[str, object]]:
         for named in value:
             if not named:
                 raise ValueError("an evaluation set needs a path, a URL, a Hub dataset or settings of Load Dataset")

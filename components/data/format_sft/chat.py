@@ -136,7 +136,7 @@ def _offsets(row: np.ndarray, rows: int) -> pa.Array:
 
 
 def _request(messages: list[dict[str, Any]]) -> Messages:
-    asked = messages[:-1]
-    plain = all(message["role"] != "tool" and not message.get("tool_calls") for message in asked)
-    usable = plain and bool(asked) and asked[-1]["role"] == "user"
-    return [{name: message[name] for name in ("role", "content")} for message in asked] if usable else []
+    request = messages[:-1]
+    plain = all(message["role"] != "tool" and not message.get("tool_calls") for message in request)
+    usable = plain and bool(request) and request[-1]["role"] == "user"
+    return [{name: message[name] for name in ("role", "content")} for message in request] if usable else []

@@ -58,12 +58,13 @@ def format_sft(
     """
     arguments = locals()
     from llm_finetune.components.data.format_sft import step
+    from llm_finetune.components.data.format_sft.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"train_dataset": train_dataset, "val_dataset": val_dataset})
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         train, val = step.format_sft(
             train_dataset.path, val_dataset.path, train_sft.path, val_sft.path, preview.path, chosen
         )

@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -58,7 +57,7 @@ class Facts:
     columns: list[str]
     content_hash: str
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """Returns the facts as artifact metadata."""
         return asdict(self)
 

@@ -19,7 +19,7 @@ ROW = "row"
 
 def gather_shards(
     shards: Sequence[str | Path], dataset: str | Path, text_row_counts: Sequence[int] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Writes the rows of all shards, in order, as one dataset.
 
     Args:
@@ -62,7 +62,7 @@ def text_row_counts(metadata: Sequence[Mapping[str, Any]]) -> list[int]:
     return [int(shard["documents"]) for shard in metadata]
 
 
-def merge_metadata(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_metadata(metadata: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Merges the metadata of all shards: counts are summed, equal values are kept.
 
     Args:
@@ -71,7 +71,7 @@ def merge_metadata(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         Values by name, without values that are not counts and differ between shards.
     """
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     for name in metadata[0] if metadata else ():
         values = [shard.get(name) for shard in metadata]
         if name in _COUNTS:

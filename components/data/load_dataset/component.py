@@ -65,10 +65,11 @@ def load_dataset(
     """
     arguments = locals()
     from llm_finetune.components.data.load_dataset import step
+    from llm_finetune.components.data.load_dataset.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
 
     with card(package_version):
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         facts = step.load_dataset(raw_dataset.path, preview.path, chosen)
         sample_seed = chosen.seed if chosen.seed >= 0 else None
         raw_dataset.metadata.update(facts.metadata() | lineage(seed=sample_seed, origin=facts.origin()))

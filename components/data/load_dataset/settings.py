@@ -125,9 +125,11 @@ class Settings(CardSettings):
     def _mixture_stands_alone(self) -> Self:
         if not self.mixture:
             return self
-        beside = [name for name in ("jsonl_path", "jsonl_url", "sha256", "license") if getattr(self, name)]
-        if beside:
-            raise ValueError(f"{beside[0]} cannot be combined with mixture; set it for one of the mixture's sources")
+        conflicting = [name for name in ("jsonl_path", "jsonl_url", "sha256", "license") if getattr(self, name)]
+        if conflicting:
+            raise ValueError(
+                f"{conflicting[0]} cannot be combined with mixture; set it for one of the mixture's sources"
+            )
         labels = [member.label for member in self.mixture]
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -28,6 +28,18 @@ SHOWN_FILES = 100
 SHOWN_CHARACTERS = 200
 
 
+class MixtureSource(TypedDict):
+    """Facts about one source of a mixture."""
+
+    name: str
+    source: str
+    revision: str
+    license: str
+    weight: float
+    rows_read: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """Facts about the loaded dataset.
@@ -38,7 +50,7 @@ class Facts:
         source: Name of the source.
         revision: Commit, checksum or ETag of the source, or a hash over several; empty if unknown.
         license: License from the settings or the dataset card, or `unknown`.
-        sources: For a mixture: name, source, revision, license, weight, rows read and rows taken of each source.
+        sources: Facts about each source of a mixture.
         content_hash: Hash of the written files.
     """
 
@@ -47,14 +59,14 @@ class Facts:
     source: str
     revision: str
     license: str
-    sources: list[dict[str, Any]]
+    sources: list[MixtureSource]
     content_hash: str
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """Returns the facts as artifact metadata."""
         return asdict(self)
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, object]:
         """Returns the origin of the data, which later cards record too."""
         names = ("source", "revision", "license", "rows", "content_hash")
         return {f"dataset_{name}": getattr(self, name) for name in names}
@@ -103,7 +115,7 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
     writers: list[WriteRows] = [partial(write_rows, origin) for origin in origins]
     name = " + ".join(member.label for member in members)
     _write(folder, mixture.read(writers, settings.max_samples, settings.seed), name)
-    sources = [
+    sources: list[MixtureSource] = [
         {
             "name": member.label,
             "source": origin.name,
@@ -117,11 +129,11 @@ def _load_mixture(folder: Path, settings: Settings, scratch: Path) -> tuple[Fact
     ]
     names = unique_names([origin.name for origin in origins])
     revision = combined_revision({name: origin.revision for name, origin in zip(names, origins, strict=True)})
-    license = hub.LICENSE_SEPARATOR.join(dict.fromkeys(str(source["license"]) for source in sources))
+    license = hub.LICENSE_SEPARATOR.join(dict.fromkeys(source["license"] for source in sources))
     return _facts(folder, name, revision, license, sources), {}
 
 
-def _facts(folder: Path, name: str, revision: str, license: str, sources: list[dict[str, Any]]) -> Facts:
+def _facts(folder: Path, name: str, revision: str, license: str, sources: list[MixtureSource]) -> Facts:
     columns = tables.schema(folder).names
     return Facts(tables.count_rows(folder), columns, name, revision, license, sources, content_hash(folder))
 

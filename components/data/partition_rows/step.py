@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +75,9 @@ def partition_of(texts: pa.StringArray, parts: int) -> np.ndarray:
     return (hash_texts(normalize_text(texts))[:, 1] % np.uint64(parts)).astype(np.int64)
 
 
-def facts(partitions: str | Path, metadata: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, int]]) -> Facts:
+def facts(
+    partitions: str | Path, metadata: Sequence[Mapping[str, object]], written: Sequence[Mapping[str, int]]
+) -> Facts:
     """Returns the facts of all shards as facts of one dataset.
 
     Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from llm_finetune.components.data.sources import locations
 from llm_finetune.components.shared.errors import UserError
@@ -10,7 +9,7 @@ from llm_finetune.components.shared.partitions import MAX_SHARDS
 
 
 def plan_shards(
-    files: str, shards: int, split_settings: Mapping[str, Any] | None = None
+    files: str, shards: int, split_settings: Mapping[str, object] | None = None
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Returns settings of Load Dataset for each shard.
 

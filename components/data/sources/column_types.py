@@ -100,7 +100,7 @@ def as_json_text(field: pa.Field) -> pa.Field:
 
 def json_kind(field: pa.Field) -> str:
     """Returns the kind of the JSON values in a text column, or an empty string for other columns."""
-    return (field.metadata or {}).get(JSON_KIND, b"").decode()
+    return str((field.metadata or {}).get(JSON_KIND, b""), "utf-8")
 
 
 def kind_of(field: pa.Field) -> str:
@@ -129,7 +129,7 @@ def _is_json_type(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _plain_type(kind: pa.DataType, name: str, column: str, max_depth: int) -> pa.DataType:
@@ -197,7 +197,7 @@ def _loses_integers(old: pa.DataType, new: pa.DataType) -> bool:
             for part in old
             if part.name != EMPTY_STRUCT_FIELD.name
         )
-    return pa.types.is_integer(old) and (pa.types.is_floating(new) or (pa.types.is_uint64(old) and old != new))
+    return bool(pa.types.is_integer(old) and (pa.types.is_floating(new) or (pa.types.is_uint64(old) and old != new)))
 
 
 def _max_fields(kind: pa.DataType) -> int:
@@ -205,5 +205,5 @@ def _max_fields(kind: pa.DataType) -> int:
     if pa.types.is_list(kind):
         return _max_fields(kind.value_type)
     if pa.types.is_struct(kind):
-        return max([kind.num_fields, *(_max_fields(part.type) for part in kind)])
+        return max([int(kind.num_fields), *(_max_fields(part.type) for part in kind)])
     return 0

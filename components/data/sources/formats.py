@@ -79,7 +79,7 @@ def read_rows(source: Source, schema: pa.Schema | None = None) -> Iterator[pa.Re
 
 def read_fully(stream: pa.NativeFile, count: int) -> bytes:
     """Reads `count` bytes of a stream, fewer only at its end."""
-    data = stream.read(count)
+    data: bytes = stream.read(count)
     while data and len(data) < count and (more := stream.read(count - len(data))):
         data += more
     return data

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Protocol
 
 from llm_finetune.components.data.sources import jsonl
 from llm_finetune.components.shared.errors import UserError
@@ -10,15 +9,7 @@ from llm_finetune.components.shared.errors import UserError
 _DECODER = json.JSONDecoder()
 
 
-class Stream(Protocol):
-    """A readable stream of bytes."""
-
-    def read(self, count: int) -> bytes:
-        """Returns up to `count` bytes; empty only at the end."""
-        ...
-
-
-def array_blocks(stream: Stream, name: str) -> Iterator[tuple[bytes, int]]:
+def array_blocks(stream: jsonl.Stream, name: str) -> Iterator[tuple[bytes, int]]:
     """Splits a JSON array into blocks with one element per line.
 
     Args:
@@ -62,7 +53,7 @@ def array_blocks(stream: Stream, name: str) -> Iterator[tuple[bytes, int]]:
 class _ArrayReader:
     """Reads a JSON array element by element, without loading more text than the next element needs."""
 
-    def __init__(self, stream: Stream, name: str) -> None:
+    def __init__(self, stream: jsonl.Stream, name: str) -> None:
         self.stream, self.name = stream, name
         self.text, self.at, self.tail = "", 0, b""
         self.ended = False

@@ -4,8 +4,8 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from llm_finetune.components.data.sources.column_types import kind_of_type
@@ -55,7 +55,7 @@ def bad_line(block: bytes, place: BlockPosition, reason: str, schema: pa.Schema 
     return UserError(f"{place.name}, {place.unit}s {place.first_line} to {last}: {cut(reason, 300)}")
 
 
-def check_kind(key: str, value: Any, before: str, number: int, place: BlockPosition) -> None:
+def check_kind(key: str, value: object, before: str, number: int, place: BlockPosition) -> None:
     """Raises if a value is of another kind than the values before it. Null matches every kind."""
     kind = _value_kind(value)
     if kind != "null" and before != "null" and kind != before:
@@ -112,7 +112,7 @@ def numbered_lines(block: bytes, place: BlockPosition) -> list[tuple[int, bytes]
     return [(number, line) for number, line in enumerate(block.split(b"\n"), place.first_line) if line.strip()]
 
 
-def parse_row(line: bytes, number: int, place: BlockPosition) -> dict[str, Any]:
+def parse_row(line: bytes, number: int, place: BlockPosition) -> dict[str, object]:
     """Parses the row in a line, with checks that the fast parser lacks; raises if the line holds no row."""
     where = f"{place.name}, {place.unit} {number}"
     try:
@@ -143,10 +143,11 @@ def parse_row(line: bytes, number: int, place: BlockPosition) -> dict[str, Any]:
 
 
 def _null_rows(column: pa.ChunkedArray) -> list[int]:
-    return column.is_null().combine_chunks().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
+    is_null: np.ndarray = column.is_null().combine_chunks().to_numpy(zero_copy_only=False)
+    return [int(row) for row in np.flatnonzero(is_null)]
 
 
-def _unique_keys(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
@@ -155,7 +156,7 @@ def _unique_keys(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     return found
 
 
-def _value_kind(value: Any) -> str:
+def _value_kind(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,15 +67,15 @@ def float_columns_with_integers(table: pa.Table, block: bytes, place: json_error
     return found
 
 
-def _parse_row(number: int, line: bytes, place: json_errors.BlockPosition) -> dict[str, Any]:
+def _parse_row(number: int, line: bytes, place: json_errors.BlockPosition) -> dict[str, object]:
     try:
-        row: dict[str, Any] = json.loads(line)
+        row: dict[str, object] = json.loads(line)
     except ValueError:  # raises the error with its position
         return json_errors.parse_row(line, number, place)
     return row
 
 
-def _value_text(value: Any) -> str | None:
+def _value_text(value: object) -> str | None:
     if isinstance(value, float):
         return repr(value) if value == value else None
     return json.dumps(value, ensure_ascii=False)
@@ -87,7 +86,7 @@ def _has_floats(kind: pa.DataType) -> bool:
         return _has_floats(kind.value_type)
     if pa.types.is_struct(kind):
         return any(_has_floats(part.type) for part in kind)
-    return pa.types.is_floating(kind)
+    return bool(pa.types.is_floating(kind))
 
 
 def _candidate_rows(column: pa.ChunkedArray) -> np.ndarray:
@@ -99,7 +98,8 @@ def _candidate_rows(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _integral(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    return pc.indices_nonzero(pc.equal(pc.floor(values), values)).to_numpy()
+    indices: np.ndarray = pc.indices_nonzero(pc.equal(pc.floor(values), values)).to_numpy()
+    return indices
 
 
 def _float_arrays(array: pa.Array) -> Iterator[pa.Array]:
@@ -113,7 +113,7 @@ def _float_arrays(array: pa.Array) -> Iterator[pa.Array]:
         yield array
 
 
-def _has_integer(value: Any, kind: pa.DataType) -> bool:
+def _has_integer(value: object, kind: pa.DataType) -> bool:
     if isinstance(value, list) and pa.types.is_list(kind):
         return any(_has_integer(item, kind.value_type) for item in value)
     if isinstance(value, dict) and pa.types.is_struct(kind):

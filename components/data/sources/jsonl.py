@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,15 @@ _STEPS[list(b"]}")] = -1
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def line_blocks(stream: Any, name: str) -> Iterator[tuple[bytes, int]]:
+class Stream(Protocol):
+    """A readable stream of bytes."""
+
+    def read(self, count: int) -> bytes:
+        """Returns up to `count` bytes; empty only at the end."""
+        ...
+
+
+def line_blocks(stream: Stream, name: str) -> Iterator[tuple[bytes, int]]:
     """Splits a stream into blocks of complete lines.
 
     Args:

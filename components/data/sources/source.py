@@ -255,13 +255,14 @@ def file_system(location: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(location)
+        system, path = fsspec.core.url_to_fs(location)
     except (ValueError, ImportError) as error:
         scheme = location.partition("://")[0]
         raise UserError(f"{scheme}:// is not a supported URL scheme ({error})") from None
+    return system, str(path)
 
 
-def etag_from(details: Mapping[str, Any]) -> str:
+def etag_from(details: Mapping[str, object]) -> str:
     """Returns a remote file's ETag from its fsspec details (S3, Google Cloud Storage, the Hub)."""
     return str(next((details[name] for name in ("ETag", "etag", "blob_id") if details.get(name)), "")).strip('"')
 

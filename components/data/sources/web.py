@@ -58,13 +58,13 @@ class WebFile:
         self._ended = False
         self._content_so_far = xxhash.xxh3_128()
         try:
-            self._response: Any = self._request({})
+            self._response: requests.Response | None = self._request({})
         except CONNECTION_ERRORS as error:
             raise UserError(f"{name} could not be read: {_innermost_reason(error)}") from None
         headers = self._response.headers
         self.size = _content_length(headers)
-        self.revision = headers.get("ETag", "").removeprefix("W/").strip('"')
-        self.last_modified = headers.get("Last-Modified", "")
+        self.revision: str = headers.get("ETag", "").removeprefix("W/").strip('"')
+        self.last_modified: str = headers.get("Last-Modified", "")
         self.has_ranges = self.size is not None and headers.get("Accept-Ranges", "").lower() == "bytes"
         self._validators = {"ETag": headers.get("ETag"), "Last-Modified": headers.get("Last-Modified")}
         self._digest, self._expected_digest = _announced_digest(headers)
@@ -108,9 +108,8 @@ class WebFile:
         failures = 0
         while not self._ended:
             try:
-                if self._response is None:
-                    self._resume()
-                data = self._response.raw.read(count, decode_content=False)
+                response = self._resume() if self._response is None else self._response
+                data: bytes = response.raw.read(count, decode_content=False)
             except CONNECTION_ERRORS as error:
                 self._disconnect()
                 failures = self._back_off(failures, error, self._done)
@@ -125,22 +124,23 @@ class WebFile:
             self._ended = True
         return b""
 
-    def _resume(self) -> None:
-        """Continues reading in a new connection."""
+    def _resume(self) -> requests.Response:
+        """Continues reading in a new connection, which becomes the current one."""
         condition = _range_condition(self._validators)
         if self.size is not None and condition and self.has_ranges:
             self._response = self._request_range(self._done, self.size, condition)
-            return
-        self._response = self._request({})
-        self._check_validators(self._response.headers, _content_length(self._response.headers))
+            return self._response
+        self._response = response = self._request({})
+        self._check_validators(response.headers, _content_length(response.headers))
         again, missing = xxhash.xxh3_128(), self._done
-        while missing and (piece := self._response.raw.read(min(missing, _PIECE_BYTES), decode_content=False)):
+        while missing and (piece := response.raw.read(min(missing, _PIECE_BYTES), decode_content=False)):
             again.update(piece)
             missing -= len(piece)
         if missing or again.digest() != self._content_so_far.digest():
             raise self._changed_error()
+        return response
 
-    def _request_range(self, start: int, end: int, condition: str = "") -> Any:
+    def _request_range(self, start: int, end: int, condition: str = "") -> requests.Response:
         headers = {"Range": f"bytes={start}-{end - 1}"}
         if condition or (condition := _range_condition(self._validators)):
             headers["If-Range"] = condition
@@ -196,7 +196,7 @@ class WebFile:
         time.sleep(min(BACKOFF_SECONDS * 2**failures, MAX_WAIT_SECONDS))
         return failures + 1
 
-    def _request(self, headers: dict[str, str]) -> Any:
+    def _request(self, headers: dict[str, str]) -> requests.Response:
         # Transfer compression would hide the file's size.
         headers = {"Accept-Encoding": "identity", **headers}
         timeout = (CONNECT_SECONDS, READ_SECONDS)

@@ -47,7 +47,7 @@ def validation_rows(
     chosen = np.zeros(groups, bool)
     if strata is None:
         chosen[order[_fill(sizes[order], target)]] = True
-        return chosen[labels]
+        return np.take(chosen, labels)
     stratum = _group_strata(labels, content, strata, groups)
     for number, wanted in enumerate(_apportion(np.bincount(stratum, weights=sizes), target)):
         own = order[stratum[order] == number]
@@ -57,7 +57,7 @@ def validation_rows(
                 chosen[own[places]] = True
     if not chosen.any() or chosen.all():
         raise UserError("the groups are too large to split their strata; use another stratify_key, or none")
-    return chosen[labels]
+    return np.take(chosen, labels)
 
 
 def _group_strata(labels: np.ndarray, content: np.ndarray, strata: np.ndarray, groups: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def _apportion(sizes: np.ndarray, target: int) -> list[int]:
     exact = sizes * target / sizes.sum()
     shares = np.floor(exact).astype(int)
     shares[np.argsort(shares - exact, kind="stable")[: target - int(shares.sum())]] += 1
-    return shares.tolist()
+    return [int(share) for share in shares]
 
 
 def _fill(sizes: np.ndarray, target: int) -> np.ndarray:

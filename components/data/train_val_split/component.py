@@ -52,13 +52,14 @@ def train_val_split(
     """
     arguments = locals()
     from llm_finetune.components.data.train_val_split import step
+    from llm_finetune.components.data.train_val_split.settings import Settings
     from llm_finetune.components.shared.card import card, lineage
     from llm_finetune.components.shared.metadata import read_metadata
     from llm_finetune.components.shared.row_counts import check_whole
 
     with card(package_version):
         check_whole({"clean_dataset": clean_dataset})
-        chosen = step.Settings.of(arguments)
+        chosen = Settings.of(arguments)
         facts = step.train_val_split(clean_dataset.path, train_dataset.path, val_dataset.path, preview.path, chosen)
         origin = {name: read_metadata(clean_dataset).get(name, "") for name in ("source", "revision")}
         produced_by = origin | lineage({"clean_dataset": clean_dataset}, seed=chosen.shuffle_seed)

@@ -183,7 +183,8 @@ def group_labels(rows: RowKeys) -> np.ndarray:
 
     edges = np.concatenate(joined)
     graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(numbers), len(numbers)))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    component: np.ndarray = connected_components(graph, directed=False)[1]
+    return component.astype(np.int64)
 
 
 def _same_content(content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

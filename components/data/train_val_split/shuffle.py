@@ -113,4 +113,4 @@ def _bytes_in_memory(dataset: str | Path) -> int:
     stored = sum(group.total_byte_size for group in groups)
     first = next(tables.batches(dataset), None)
     rows = sum(footer.num_rows for footer in footers)
-    return max(stored, first.nbytes * rows // first.num_rows if first and first.num_rows else 0)
+    return int(max(stored, first.nbytes * rows // first.num_rows if first and first.num_rows else 0))

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ class Facts:
     train_content_hash: str
     val_content_hash: str
 
-    def metadata(self, split: str) -> dict[str, Any]:
+    def metadata(self, split: str) -> dict[str, object]:
         """Returns the metadata of one side.
 
         Args:

@@ -1,7 +1,6 @@
 """Converts columns of any type to text."""
 
 import json
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +11,7 @@ from llm_finetune.components.shared.errors import UserError
 def is_text(kind: pa.DataType) -> bool:
     """Returns whether a type is text in any Arrow encoding."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner))
 
 
 def as_text(column: pa.Array) -> pa.StringArray:
@@ -73,11 +72,11 @@ def empty_texts(rows: int) -> pa.StringArray:
     return pa.repeat(pa.scalar(""), rows)
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {name: _without_nulls(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):

@@ -118,8 +118,8 @@ def as_messages(column: pa.Array, with_tools: bool) -> pa.ListArray:
     raw_role = as_text(pc.struct_field(flat, role))
     values = [_standard_roles(raw_role), as_text(pc.struct_field(flat, content))]
     if kind == TOOL_MESSAGE:
-        nothing = pa.nulls(len(flat), pa.string())
-        values += [as_json(pc.struct_field(flat, name)) if name in parts else nothing for name in TOOL_FIELDS]
+        nulls = pa.nulls(len(flat), pa.string())
+        values += [as_json(pc.struct_field(flat, name)) if name in parts else nulls for name in TOOL_FIELDS]
         values[1], values[2] = _move_function_calls(raw_role, values[1], values[2])
     else:  # a call cannot be stored, and must not be trained as text
         values[0] = pc.if_else(pc.equal(raw_role, "function_call"), pa.scalar(None, pa.string()), values[0])
@@ -160,7 +160,10 @@ def is_first_message(row: np.ndarray) -> np.ndarray:
 
 def is_role(messages: pa.StructArray, role: str) -> np.ndarray:
     """Returns True for messages with a role."""
-    return pc.equal(pc.struct_field(messages, "role"), role).fill_null(False).to_numpy(zero_copy_only=False)
+    has_role: np.ndarray = (
+        pc.equal(pc.struct_field(messages, "role"), role).fill_null(False).to_numpy(zero_copy_only=False)
+    )
+    return has_role
 
 
 def bad_conversations(column: pa.Array) -> np.ndarray:
@@ -185,7 +188,8 @@ def bad_conversations(column: pa.Array) -> np.ndarray:
     wrong = ~_ALLOWED[previous, role] | no_content
     user = role == ROLES.index("user")
     user_messages = np.bincount(row[user], minlength=len(column)) if len(row) else np.zeros(len(column), int)
-    return (np.bincount(row[wrong], minlength=len(column)) > 0) | (user_messages == 0)
+    bad: np.ndarray = (np.bincount(row[wrong], minlength=len(column)) > 0) | (user_messages == 0)
+    return bad
 
 
 def has_field(text: str | None, field: str) -> bool:
@@ -244,7 +248,7 @@ def _openai_calls(text: str | None) -> str | None:
     return json.dumps([{"type": "function", "function": function} for function in functions], ensure_ascii=False)
 
 
-def _parse_messages(text: str | None) -> list[dict[str, Any]] | None:
+def _parse_messages(text: str | None) -> list[dict[str, str | None]] | None:
     """Parses a conversation in JSON to messages with the fields of `TOOL_MESSAGE`; None if it is not one."""
     messages = _message_dicts(text)
     return None if messages is None else [_standard_message(message) for message in messages]
@@ -258,14 +262,14 @@ def _message_dicts(text: str | None) -> list[dict[str, Any]] | None:
     return parsed if isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed) else None
 
 
-def _standard_message(message: dict[str, Any]) -> dict[str, Any]:
+def _standard_message(message: dict[str, Any]) -> dict[str, str | None]:
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
     calls = message.get("tool_calls")
     if role == "function_call":
         content, calls = None, _openai_calls(content if isinstance(content, str) else json.dumps(content))
     texts = {"role": role, "content": content, "tool_call_id": message.get("tool_call_id"), "name": message.get("name")}
-    result: dict[str, Any] = {name: value if isinstance(value, str) else None for name, value in texts.items()}
-    result["role"] = ROLE_NAMES.get(result["role"], result["role"])
+    result: dict[str, str | None] = {name: value if isinstance(value, str) else None for name, value in texts.items()}
+    result["role"] = ROLE_NAMES.get(result["role"] or "", result["role"])
     result["tool_calls"] = calls if isinstance(calls, str) or not calls else json.dumps(calls, ensure_ascii=False)
     return result
 

@@ -59,8 +59,10 @@ def _in_messages(dataset: str | Path, key: str, field: str) -> Iterator[np.ndarr
         column = batch.column(key)
         values = pc.struct_field(pc.list_flatten(column), field)
         if values.null_count < len(values):
-            said = pc.invert(pc.is_in(pc.utf8_trim_whitespace(as_json(values)), value_set=pa.array([None, *_NOTHING])))
-            yield first + np.unique(pc.list_parent_indices(column).filter(said).to_numpy(zero_copy_only=False))
+            has_content = pc.invert(
+                pc.is_in(pc.utf8_trim_whitespace(as_json(values)), value_set=pa.array([None, *_NOTHING]))
+            )
+            yield first + np.unique(pc.list_parent_indices(column).filter(has_content).to_numpy(zero_copy_only=False))
         first += batch.num_rows
 
 

@@ -95,7 +95,7 @@ def test_rows_that_were_lost_on_the_way_are_refused(tmp_path, capsys):
     assert "raw_dataset partition 1: part-00000.parquet is not a complete Parquet file" in error
     (tmp_path / "partitions" / "00001" / "part-00000.parquet").unlink()
     error = refused(capsys, filter_clean, raw_dataset=partitions, partition=dealt[1], **made)
-    assert f"raw_dataset, partition 1 was written with {dealt[1]['rows']} rows, but its files have 0. " in error
+    assert f"raw_dataset partition 1 was written with {dealt[1]['rows']} rows, but its files have 0. " in error
     filter_clean.python_func(raw_dataset=partitions, partition=dealt[0], **made)
     clean = made["clean_dataset"]
     assert clean.metadata["part"] == 0 and clean.metadata["rows_in"] == dealt[0]["rows"]

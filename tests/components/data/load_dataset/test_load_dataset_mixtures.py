@@ -69,7 +69,7 @@ def test_what_mixtures_do_wrong(tmp_path, two):
     assert "mixture.1.columns.text = 'qq': 'few' has no such column; did you mean 'q'" in wrong(
         {"columns": {"text": "qq"}}
     )
-    assert "has a column 'q'" in wrong({"columns": {}}) and "can be chosen and renamed with `columns`" in wrong(
+    assert "has a column 'q'" in wrong({"columns": {}}) and "can be selected and renamed with `columns`" in wrong(
         {"columns": {}}
     )
     assert "column 'text' of 'few' is int64, and string" in wrong({"columns": {"text": "id"}})
