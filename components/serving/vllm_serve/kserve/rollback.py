@@ -29,12 +29,12 @@ def applied_fields(existing: Manifest) -> Manifest:
     """
     metadata = existing["metadata"]
     name = {key: metadata[key] for key in ("name", "namespace") if key in metadata}
-    ours: Manifest = {}
+    applied: Manifest = {}
     for entry in metadata.get("managedFields") or []:
         if entry.get("manager") == MANAGER and entry.get("operation") == "Apply" and not entry.get("subresource"):
-            ours = _select_fields(existing, entry.get("fieldsV1") or {})
+            applied = _select_fields(existing, entry.get("fieldsV1") or {})
     identity = {"apiVersion": existing["apiVersion"], "kind": existing["kind"]}
-    return ours | identity | {"metadata": (ours.get("metadata") or {}) | name}
+    return applied | identity | {"metadata": (applied.get("metadata") or {}) | name}
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ def test_only_local_deployments_are_stopped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         server_process.stop(tmp_path / "none")
     (tmp_path / "info").write_text('{"target": "kserve"}')
-    with pytest.raises(UserError, match="only local ones"):
+    with pytest.raises(UserError, match="only local servers are stopped"):
         server_process.stop(tmp_path / "info")
 
 
