@@ -272,7 +272,7 @@ def test_only_the_cards_that_load_or_publish_reach_the_hub(plain, full):
     assert environments == {name: {"HF_HUB_OFFLINE": "0"} for name in HUB}
     assert {name for name, variables in full.environments().items() if "HF_HUB_OFFLINE" in variables} == HUB
     page = " ".join((COMPILED.parents[2] / "docs" / "images.md").read_text().split())
-    assert set(re.search(r"write to the Hub \(([^)]+)\)", page)[1].split(", ")) == {TITLES[name] for name in HUB}
+    assert set(re.search(r"access the Hub \(([^)]+)\)", page)[1].split(", ")) == {TITLES[name] for name in HUB}
 
 
 def test_what_the_way_out_asks_for_is_given_to_the_cards_that_go_out_and_to_no_other(full):
