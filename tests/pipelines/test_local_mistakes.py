@@ -39,6 +39,7 @@ def test_a_file_that_is_no_jsonl_names_the_line(place, tmp_path):
     assert re.search(r"^/\S+load-dataset\.log$", said, re.MULTILINE)
 
 
+@pytest.mark.soak
 def test_a_missing_column_names_the_nearest(place, tmp_path):
     said = failing(
         place, tmp_path, "--dataset", "rows.jsonl", "--base-model", "model", more="fields: {output_key: outptu}"
@@ -48,12 +49,14 @@ def test_a_missing_column_names_the_nearest(place, tmp_path):
     assert "'output'" in said
 
 
+@pytest.mark.soak
 def test_an_empty_file_says_so(place, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     said = failing(place, tmp_path, "--dataset", tmp_path / "empty.jsonl", "--base-model", "model")
     assert "empty" in said
 
 
+@pytest.mark.soak
 def test_a_model_folder_without_weights_says_so(place, tmp_path):
     tiny_tokenizer(tmp_path / "bare")
     shutil.copy(place / "model" / "config.json", tmp_path / "bare")

@@ -189,15 +189,27 @@ def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     assert "The gate stayed closed: not deployed, because tuned_loss < 0 does not hold: tuned_loss = " in closed.stdout
     assert "Merge & Export" not in re.findall(r"^[✓=] (.+?)\s+", closed.stdout, re.MULTILINE)
     index = index_of(closed.stdout).read_text()
-    assert ">Gate closed</p>" in index and "Not deployed, because tuned_loss &lt; 0 does not hold" in index
+    assert ">Gate closed</p>" in index and "not deployed, because tuned_loss &lt; 0 does not hold" in index
+
+
+def from_card(place: Path, *options: str) -> subprocess.CompletedProcess:
+    card = next((place / "runs").glob("20*/artifacts/**/merged_model/README.md"))
+    repeated = run("--from-card", card, "--set", "gate_rules=samples_used < 0", "--no-keep", *options, cwd=place)
+    assert repeated.returncode == 3, repeated.stdout
+    return repeated
 
 
 def test_a_model_card_repeats_the_run(whole, place):
+    """Every card that is not run anew has the same inputs and settings as in the run that wrote the model card."""
+    repeated = from_card(place, "--resume")
+    cached = re.findall(r"^= (.+?)\s+cached$", repeated.stdout, re.MULTILINE)
+    assert len(cached) == 10 and {"Load Dataset", "Tokenize", "Fine-Tune LoRA", "Evaluate"} < set(cached), cached
+
+
+@pytest.mark.soak
+def test_a_model_card_repeats_the_run_without_its_cache_to_the_same_bytes(whole, place):
     (adapter,) = {path.name: path for path in (place / "runs").glob("20*/artifacts/**/ft_result")}.values()
-    card = next((place / "runs").glob("20*/artifacts/**/merged_model/README.md"))
-    never = ["--set", "gate_rules=samples_used < 0", "--workdir", "again"]
-    again = run("--from-card", card, *never, "--no-keep", cwd=place)
-    assert again.returncode == 3, again.stdout
+    from_card(place, "--workdir", "again")
     (repeated,) = (place / "again").glob("20*/artifacts/**/ft_result")
     for name in ("adapter_model.safetensors", "tokenizer.json"):
         assert (repeated / name).read_bytes() == (adapter / name).read_bytes()
@@ -232,10 +244,13 @@ def processes_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, *(pytest.param(how, marks=pytest.mark.soak) for how in (signal.SIGTERM, signal.SIGKILL))]
 )
-def test_a_run_that_is_stopped_in_the_middle_of_training_leaves_nothing_running_and_goes_on_later(place, tmp_path, how):
+def test_a_run_that_is_stopped_in_the_middle_of_training_leaves_nothing_running_and_goes_on_later(
+    whole, place, tmp_path, how
+):
     workdir = tmp_path / "runs"
-    plan = recipe(tmp_path / "my.yaml", more="").read_text().replace("num_epochs: 1", "num_epochs: 400")
-    (tmp_path / "my.yaml").write_text(plan + "filter_clean: {pii: 'off'}\n")
+    shutil.copytree(place / "runs" / "cache", workdir / "cache")  # up to the training nothing is run again
+    plan = recipe(tmp_path / "my.yaml").read_text().replace("num_epochs: 1", "num_epochs: 400")
+    (tmp_path / "my.yaml").write_text(plan)
     started = subprocess.Popen(
         [COMMAND, "run", "--dataset", "rows.jsonl", "--base-model", "model", "--recipe", tmp_path / "my.yaml", "--workdir", workdir, "--resume"],
         cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},

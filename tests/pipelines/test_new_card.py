@@ -17,7 +17,7 @@ def test_a_new_card_has_a_generated_signature_and_its_tests_pass(tmp_path: Path)
             ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "compiled")
         )
     (tmp_path / "tests").mkdir()
-    for name in ("pyproject.toml", "tests/conftest.py"):
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/surroundings.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / ".package")}
     command = [sys.executable, "-m", "llm_finetune.pipelines.new_card", "data/count_words"]

@@ -3,10 +3,12 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub, serving
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from llm_finetune.components.serving.merge_export import ownership, publish
 from llm_finetune.components.serving.merge_export.export import file_checksums
@@ -118,6 +120,7 @@ def test_a_manifest_that_cannot_be_read_is_no_leave_to_go_on(
 ) -> None:
     push(folder)
     before = dict(hub.uploads[REPO])
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # its client tries six times
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/{revision}/{filename}")
     for act in (lambda: publish.check_hub(REPO), lambda: publish.push(folder, REPO, True, "m")):
         with pytest.raises(
