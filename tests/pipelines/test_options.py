@@ -1,6 +1,9 @@
 """Compile options: how they are given, what is refused, where they are described, and what `compile` writes."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,11 @@ def test_a_folder_gets_every_pipeline_with_the_options_and_a_file_one(tmp_path):
         _, platform = yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader)
         executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
         assert {e["imagePullSecret"][0]["secretName"] for e in executors} == {"registry-key"}, file.name
+
+
+def test_a_terminal_that_knows_only_ascii_ends_nothing(tmp_path):
+    command = [str(Path(sys.executable).parent / "llm-finetune"), "compile", "--output", "é.yaml"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=ascii_only, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?.yaml" in done.stdout and (tmp_path / "é.yaml").is_file()
