@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.metadata import read_metadata
+from llm_finetune.components.shared.metadata import HasMetadata, read_metadata
 
 
-class Artifact(Protocol):
+class Artifact(HasMetadata, Protocol):
     """An input artifact of a card, such as KFP's `Dataset`."""
 
     path: str
-    metadata: dict[str, Any]
 
 
 def check_whole(datasets: Mapping[str, Artifact | None]) -> None:
