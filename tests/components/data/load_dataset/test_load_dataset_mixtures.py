@@ -72,7 +72,7 @@ def test_what_mixtures_do_wrong(tmp_path, two):
     assert "has a column 'q'" in wrong({"columns": {}}) and "can be selected and renamed with `columns`" in wrong(
         {"columns": {}}
     )
-    assert "column 'text' of 'few' is int64, and string" in wrong({"columns": {"text": "id"}})
+    assert "column 'text' of 'few' is int64, but string" in wrong({"columns": {"text": "id"}})
     assert "put jsonl_path into one of them" in refused(tmp_path, "x.jsonl", mixture=two)
     assert "a column 'text': name another one" in wrong({}, source_column="text")
     assert "no row of 'few' fits into the mixture" in wrong({"weight": 0.001})
