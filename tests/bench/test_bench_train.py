@@ -1,26 +1,26 @@
 """The GPU benchmark's code path, on a tiny model and whatever device there is."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "train_gpu.py"
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the script adds its folder
+    from bench import train_gpu
+
+    def run(*options: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["train_gpu.py", "--shape", "tiny", *options])
+        status, shown = train_gpu.main(), capsys.readouterr()
+        assert status == 0, shown.out + shown.err
+        return json.loads(shown.out.splitlines()[-1])
+
+    return run
 
 
-def bench(*options: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--shape", "tiny", *options],
-        capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_the_benchmark_measures_every_way_on_the_same_documents():
+def test_the_benchmark_measures_every_way_on_the_same_documents(bench):
     found = bench("--steps", "2")
     assert found["ok"] and not found["failed"]
     assert list(found["ways"]) == ["simple", "trl", "ours"]
@@ -34,7 +34,7 @@ def test_the_benchmark_measures_every_way_on_the_same_documents():
 
 
 @pytest.mark.soak
-def test_our_way_behind_torch_compile_has_the_same_loss():
+def test_our_way_behind_torch_compile_has_the_same_loss(bench):
     found = bench("--steps", "2", "--ways", "ours,compiled")
     assert found["ok"] and list(found["ways"]) == ["ours", "compiled"]
     assert found["ways"]["compiled"]["loss"] == pytest.approx(found["ways"]["ours"]["loss"], rel=1e-5)

@@ -1,5 +1,6 @@
 """The command as a new user runs it: the whole pipeline on a tiny model, and the mistakes that people make."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -22,6 +25,7 @@ from rich.console import Console
 
 from llm_finetune.components.shared import tables
 from llm_finetune.pipelines.local import start
+from llm_finetune.pipelines.local.plan import make_plan
 from llm_finetune.pipelines.local.runner import LocalRun
 from llm_finetune.pipelines.local.state import RunState
 
@@ -192,37 +196,55 @@ def test_a_closed_gate_deploys_nothing_and_says_why(whole, place):
     assert ">Gate closed</p>" in index and "not deployed, because tuned_loss &lt; 0 does not hold" in index
 
 
-def from_card(place: Path, *options: str) -> subprocess.CompletedProcess:
-    card = next((place / "runs").glob("20*/artifacts/**/merged_model/README.md"))
-    repeated = run("--from-card", card, "--set", "gate_rules=samples_used < 0", "--no-keep", *options, cwd=place)
-    assert repeated.returncode == 3, repeated.stdout
-    return repeated
+def model_card(place: Path) -> Path:
+    return next((place / "runs").glob("20*/artifacts/**/merged_model/README.md"))
 
 
-def test_a_model_card_repeats_the_run(whole, place):
-    """Every card that is not run anew has the same inputs and settings as in the run that wrote the model card."""
-    repeated = from_card(place, "--resume")
-    cached = re.findall(r"^= (.+?)\s+cached$", repeated.stdout, re.MULTILINE)
-    assert len(cached) == 10 and {"Load Dataset", "Tokenize", "Fine-Tune LoRA", "Evaluate"} < set(cached), cached
+@contextlib.contextmanager
+def other_rows(place: Path) -> Iterator[None]:
+    shutil.copy(place / "rows.jsonl", place / "copy.jsonl")
+    rows(place / "rows.jsonl", 41)
+    try:
+        yield
+    finally:
+        shutil.move(place / "copy.jsonl", place / "rows.jsonl")
+
+
+def test_a_model_card_holds_the_recipe_and_the_sources_of_the_run(whole, place):
+    arguments = json.loads((index_of(whole.stdout).parent / "job.json").read_text())["arguments"]
+    recipe = arguments.pop("recipe")
+    plan = make_plan("", "", None, [], -1, model_card(place))
+    assert plan.parameters.items() >= arguments.items()
+    assert plan.recipe.pop("load_dataset") == {"sha256": sha256((place / "rows.jsonl").read_bytes()).hexdigest()}
+    assert plan.recipe.pop("load_model")["revision"].startswith("sha256:")
+    for settings in (plan.recipe, recipe):
+        del settings["vllm_serve"]  # where it is served is not of the model
+    del recipe["finetune_lora"]["checkpoint_root"]
+    assert plan.recipe == recipe
+
+
+def test_a_run_is_not_repeated_on_other_rows(whole, place):
+    with other_rows(place):
+        repeated = run("--from-card", model_card(place), "--no-keep", "--workdir", "other", cwd=place)
+    assert repeated.returncode == 1
+    assert "Load Dataset failed: " in repeated.stdout and "sha256" in repeated.stdout, repeated.stdout
 
 
 @pytest.mark.soak
-def test_a_model_card_repeats_the_run_without_its_cache_to_the_same_bytes(whole, place):
+def test_a_model_card_repeats_the_run(whole, place):
     (adapter,) = {path.name: path for path in (place / "runs").glob("20*/artifacts/**/ft_result")}.values()
-    from_card(place, "--workdir", "again")
+    never = ["--set", "gate_rules=samples_used < 0", "--workdir", "again"]
+    again = run("--from-card", model_card(place), *never, "--no-keep", cwd=place)
+    assert again.returncode == 3, again.stdout
     (repeated,) = (place / "again").glob("20*/artifacts/**/ft_result")
     for name in ("adapter_model.safetensors", "tokenizer.json"):
         assert (repeated / name).read_bytes() == (adapter / name).read_bytes()
 
 
 def test_changed_rows_are_read_anew_and_the_model_is_not(whole, place):
-    shutil.copy(place / "rows.jsonl", place / "copy.jsonl")
-    rows(place / "rows.jsonl", 41)
-    try:
+    with other_rows(place):
         stopped = run("--dataset", "rows.jsonl", "--base-model", "model", "--recipe", recipe(place / "bad.yaml", more="filter_clean: {min_chars: 4000}"),
                       "--resume", cwd=place)  # fmt: skip
-    finally:
-        shutil.move(place / "copy.jsonl", place / "rows.jsonl")
     assert re.search(r"^✓ Load Dataset", stopped.stdout, re.MULTILINE), stopped.stdout
     assert "Filter & Clean failed: " in stopped.stdout
     index = index_of(stopped.stdout).read_text()
