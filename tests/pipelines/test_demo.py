@@ -24,7 +24,7 @@ def test_a_small_model_learns_to_turn_addresses_into_json_and_answers_a_chat_req
     assert metrics["tuned_loss"] < metrics["base_loss"] / 5
     answer = json.loads(re.search(r"^answer: (\{.*\})$", result.stdout, re.MULTILINE)[1])
     assert answer["state"] == "DC"
-    assert float(re.search(r"at most ([\d.]+) GiB", result.stdout)[1]) <= 8
+    assert float(re.search(r"peak memory ([\d.]+) GiB", result.stdout)[1]) <= 8
     seconds = {
         name.strip(): float(time)
         for name, time in re.findall(r"^│ (.+?)\s+│\s+([\d.]+) s │$", result.stdout, re.MULTILINE)

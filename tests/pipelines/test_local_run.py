@@ -78,7 +78,7 @@ def test_the_whole_pipeline_runs_from_rows_to_a_deployment(whole, place):
     logs = sorted(path.name for path in next((place / "runs").glob("20*")).glob("logs/*.log"))
     assert sum("finetune-lora" in name for name in logs) == 1
     assert re.search(r"^answer: .+", whole.stdout, re.MULTILINE)
-    assert "Asked from: validation rows" in whole.stdout
+    assert "Test prompts: validation rows" in whole.stdout
     asked = re.findall(r"^prompt: system: Repeat the number\n\nuser: number (\d+)$", whole.stdout, re.MULTILINE)
     folder = next((place / "runs").glob("20*"))
     (val,) = {path.name: path for path in folder.glob("artifacts/**/val_sft")}.values()
@@ -160,7 +160,7 @@ def test_a_second_run_takes_from_the_cache_what_has_not_changed(whole, place):
     assert (
         len(re.findall(r'href="pages/', index.read_text())) == len(list((index.parent / "pages").glob("*.html"))) == 17
     )
-    assert "Nothing is deployed; the page of vLLM Serve holds the manifests" in again.stdout
+    assert "Nothing is deployed; the page of vLLM Serve contains the manifests" in again.stdout
     assert "curl" not in again.stdout
 
 
@@ -292,6 +292,6 @@ def test_a_run_that_is_stopped_in_the_middle_of_training_leaves_nothing_running_
     assert "Traceback" not in output
     if how != signal.SIGKILL:
         assert started.returncode == 130
-        assert output.rstrip().endswith("stopped; nothing is left running")
+        assert output.rstrip().endswith("stopped; all processes have ended")
         assert ">Stopped</p>" in index_of(output).read_text()
         assert not list(workdir.glob("20*/artifacts/*/finetune-lora/ft_result*"))

@@ -30,12 +30,12 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pod_speaks_to_its_cluster_in_its_namespace(account: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    client, namespace = kubernetes_api.connect(pause=0)
+    client, namespace = kubernetes_api.connect(retry_delay=0)
     assert (client.configuration.host, namespace) == ("https://10.0.0.1:443", "pods")
 
 
 def test_files_of_an_account_alone_leave_the_kubeconfigs_cluster_and_namespace(account: None) -> None:
-    client, namespace = kubernetes_api.connect(pause=0)
+    client, namespace = kubernetes_api.connect(retry_delay=0)
     assert client.configuration.host.startswith("http://127.0.0.1:")
     assert namespace == "team"
 
@@ -43,4 +43,4 @@ def test_files_of_an_account_alone_leave_the_kubeconfigs_cluster_and_namespace(a
 def test_without_either_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"no Kubernetes cluster to deploy to: .* set KUBECONFIG"):
-        kubernetes_api.connect(pause=0)
+        kubernetes_api.connect(retry_delay=0)

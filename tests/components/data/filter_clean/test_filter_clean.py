@@ -217,8 +217,8 @@ def test_histogram_adds_up():
     assert drawn.bars[0]["label"] == "17 to 26 characters: 11 rows" and drawn.bars[0]["height"] == 100
     lengths[[17, MAX_COUNTED_LENGTH]] = [5000, 1]
     drawn = histogram(lengths, "characters")
-    assert drawn.most == MAX_COUNTED_LENGTH and drawn.bars[-1]["label"] == "18 to 65,536 characters: 14 rows"
-    assert drawn.last == 18
+    assert drawn.maximum == MAX_COUNTED_LENGTH and drawn.bars[-1]["label"] == "18 to 65,536 characters: 14 rows"
+    assert drawn.overflow_start == 18
 
 
 def test_preview(tmp_path):

@@ -73,9 +73,9 @@ def test_what_mixtures_do_wrong(tmp_path, two):
         {"columns": {}}
     )
     assert "column 'text' of 'few' is int64, but string" in wrong({"columns": {"text": "id"}})
-    assert "put jsonl_path into one of them" in refused(tmp_path, "x.jsonl", mixture=two)
-    assert "a column 'text': name another one" in wrong({}, source_column="text")
-    assert "no row of 'few' fits into the mixture" in wrong({"weight": 0.001})
+    assert "jsonl_path cannot be combined with mixture" in refused(tmp_path, "x.jsonl", mixture=two)
+    assert "a column 'text': set source_column" in wrong({}, source_column="text")
+    assert "the mixture has no room for a row of 'few'" in wrong({"weight": 0.001})
     assert "none.jsonl does not exist" in wrong({"path": f"{tmp_path}/none.jsonl"})
 
 
@@ -98,10 +98,10 @@ def test_counts_are_the_largest_that_the_shares_allow(parts, most):
 def test_the_old_name_of_license_is_accepted_with_a_warning(tmp_path, two, capsys):
     facts, _ = mixed(tmp_path, [{**two[0], "licence": "mit"}, two[1]])
     assert facts.license == "mit and unknown"
-    warning = "warning: mixture.licence is now called license; the next version no longer accepts licence\n"
+    warning = "warning: mixture.licence was renamed to license; the next version no longer accepts licence\n"
     assert warning in capsys.readouterr().out
     settings = {"settings": {"licence": "mit"}}
     assert step.Settings.of(settings).license == "mit"
-    assert "warning: licence is now called license" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"mixture.licence is the old name of mixture.license: give license alone"):
+    assert "warning: licence was renamed to license" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"mixture.licence is the old name of mixture.license: set only license"):
         mixed(tmp_path, [{**two[0], "licence": "mit", "license": "mit"}, two[1]])
