@@ -133,7 +133,7 @@ def test_the_last_artifact_leads_back_to_data_and_base_model(ran):
     raw, base = stored["raw_dataset"], stored["model_config"]
     assert last["origin"] == {
         "base_model": ran.model, "base_revision": base["revision"], "base_licence": base["licence"],
-        "dataset_source": raw["source"], "dataset_revision": raw["revision"], "dataset_licence": raw["licence"],
+        "dataset_source": raw["source"], "dataset_revision": raw["revision"], "dataset_license": raw["license"],
         "dataset_rows": 41, "dataset_content_hash": raw["content_hash"],
     }  # fmt: skip
 
@@ -197,7 +197,7 @@ def test_cards_run_without_their_optional_artifacts(later, ran):
     later.run("evaluate", FACES["evaluate"], without=["train_tokens"], settings=RECIPE["evaluate"] | {"few_shot": 0})
     assert "train_tokens" not in later.written["eval_report"]["inputs"]
     later.run("merge-export", FACES["merge-export"], without=["eval_report"])
-    assert "It was not evaluated." in (later.path("merge-export", "merged_model") / "README.md").read_text()
+    assert "The model was not evaluated." in (later.path("merge-export", "merged_model") / "README.md").read_text()
 
 
 @pytest.mark.parametrize("face", EVERY, ids=lambda face: face.name)

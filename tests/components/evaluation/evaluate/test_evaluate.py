@@ -16,7 +16,6 @@ from llm_finetune.components.evaluation.evaluate.component import evaluate as ca
 from llm_finetune.components.evaluation.metrics import METRIC_NAMES
 from llm_finetune.components.shared import questions, tables
 from llm_finetune.components.shared.errors import UserError
-from llm_finetune.components.shared.modeling import device
 from llm_finetune.components.shared.modeling import losses as shared_losses
 from llm_finetune.components.shared.questions import Question
 
@@ -33,7 +32,7 @@ def reference(model, rows) -> np.ndarray:
 
 
 def test_losses_are_those_of_a_plain_loop_for_both_models_on_the_same_rows(inputs, evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_losses, "LOGITS_AT_ONCE", 400 * 7)  # seven tokens' logits at a time
+    monkeypatch.setattr(shared_losses, "MAX_LOGITS", 400 * 7)  # seven tokens' logits at a time
     metrics = evaluated(generate_samples=0, tokens_per_batch=40).metrics
     rows = tables.head(inputs["val_tokens"], 99).to_pylist()
     tokens = sum(label != -100 for row in rows for label in row["labels"])
@@ -52,7 +51,7 @@ def test_losses_are_those_of_a_plain_loop_for_both_models_on_the_same_rows(input
 
 def test_a_processor_that_multiplies_bfloat16_gives_the_same_losses_to_its_precision(evaluated, monkeypatch):
     exact = evaluated(generate_samples=0).metrics
-    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(models, "fast_dtype", lambda: torch.bfloat16)
     rounded = evaluated(generate_samples=0).metrics
     for name in ("base_loss", "tuned_loss"):
         assert rounded[name] == pytest.approx(exact[name], rel=1e-2) and rounded[name] != exact[name]
@@ -211,7 +210,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def test_the_old_name_of_judge_baseline_is_accepted_with_a_warning(capsys):
     settings = step.Settings.of({"settings": {"judge_rival": "base_few_shot"}})
     assert settings.judge_baseline == "base_few_shot"
-    assert "warning: judge_rival is now called judge_baseline" in capsys.readouterr().out
+    assert "warning: judge_rival was renamed to judge_baseline" in capsys.readouterr().out
 
 
 def test_the_card_writes_metrics_answers_and_examples(inputs, tmp_path):

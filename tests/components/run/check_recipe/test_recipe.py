@@ -151,7 +151,7 @@ def test_the_card_hands_out_sections_and_cluster_by_name():
         ({"fields": {"output": "x"}}, "unknown setting 'recipe.fields.output'; did you mean 'output_key'?"),
         ({"fields": {"output_key": "a"}, "format_sft": {"output_key": "b"}}, "set it only once"),
         ({"merge_export": {"push_to_hub": True}}, "push_to_hub needs hub_repo"),
-        ({"merge_export": {"export_uri": "s3://bucket/"}}, "recipe.merge_export.export_uri = 's3://bucket/': it is the root of a bucket: give a folder of the model's own, such as s3://bucket/models/my-model"),
+        ({"merge_export": {"export_uri": "s3://bucket/"}}, "recipe.merge_export.export_uri = 's3://bucket/': it is the root of a bucket: use a folder for the model, such as s3://bucket/models/my-model"),
         ({"cluster": {"node_selectors": {}}}, "unknown setting 'recipe.cluster.node_selectors'; did you mean 'node_selector'?"),
         ({"cluster": {"node_selector": {"gpu": True}}}, "recipe.cluster.node_selector.gpu = True: Input should be a valid string"),
         ({"cluster": {"tolerations": [{"operator": "Equal"}]}}, "operator Equal needs a key"),

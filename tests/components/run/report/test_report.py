@@ -280,7 +280,7 @@ def test_outside_a_cluster_the_backends_word_is_all(tmp_path, monkeypatch):
     card.python_func(status=status, end_report=artifact, run_id=RUN)
     assert artifact.metadata["state"] == "succeeded"
     assert "All cards that ran succeeded; see the page of Quality Gate" in (tmp_path / "end.md").read_text()
-    assert "the backend gives no reason" in ending(tmp_path, "CANCELLED")[0].reason
+    assert "the backend reports no reason" in ending(tmp_path, "CANCELLED")[0].reason
 
 
 def test_a_local_run_in_a_notebook_of_the_cluster_has_no_pods(monkeypatch):

@@ -61,7 +61,7 @@ def test_an_export_that_broke_off_is_continued(
         put(local, remote, **options)
 
     monkeypatch.setattr(system, "put_file", cut)
-    monkeypatch.setattr(object_stores, "PAUSES", (0.0,))
+    monkeypatch.setattr(object_stores, "RETRY_PAUSES", (0.0,))
     monkeypatch.setattr(export, "FILES_AT_ONCE", 1)
     with pytest.raises(UserError, match=r"ConnectionResetError.* run again to resume the copy"):
         export.export(folder, store.url("models/b"))
@@ -88,7 +88,7 @@ def test_a_connection_that_breaks_once_is_tried_again(folder: Path, monkeypatch:
         put(self, local, remote, **options)
 
     monkeypatch.setattr(system, "put_file", shaky)
-    monkeypatch.setattr(object_stores, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(object_stores, "RETRY_PAUSES", (0.0, 0.0))
     export.export(folder, "memory://shaky/model")
     assert len(fsspec.filesystem("memory").find("/shaky/model")) == 6
 

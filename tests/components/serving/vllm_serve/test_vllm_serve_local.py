@@ -113,7 +113,7 @@ def test_supervisor_that_was_killed_leaves_a_server_that_can_be_stopped(tmp_path
 
 
 def test_server_that_dies_shows_its_last_words(tmp_path: Path) -> None:
-    code = "import sys; print('loading'); sys.exit('ValueError: no such architecture')"
+    code = "import sys; print('loading', flush=True); sys.exit('ValueError: no such architecture')"
     told = r"status 1 before it was ready(.|\n)*loading\nValueError: no such"
     with server_process.reserve_port(0) as held, pytest.raises(UserError, match=told):
         server_process.start(launch(code, tmp_path), held, tmp_path / "server.log", 20)

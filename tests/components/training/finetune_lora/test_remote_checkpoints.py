@@ -110,7 +110,7 @@ def test_checkpoints_of_others_in_a_folder_stay(inputs: dict[str, Path], tmp_pat
 def test_a_store_that_refuses_is_named_before_the_training(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_folder = 'nowhere://x': Protocol not known"):
         train(inputs, tmp_path, checkpoint_folder="nowhere://x")
-    with pytest.raises(UserError, match=r"can't be written: .* or keep the checkpoints on a volume"):
+    with pytest.raises(UserError, match=r"cannot be written: .* or keep the checkpoints on a volume"):
         remote.RemoteCheckpoints("file:///proc/none").download(tmp_path)
 
 
