@@ -225,7 +225,7 @@ def test_a_model_card_holds_the_recipe_and_the_sources_of_the_run(whole, place):
 
 def test_a_run_is_not_repeated_on_other_rows(whole, place):
     with other_rows(place):
-        repeated = run("--from-card", model_card(place), "--no-keep", "--workdir", "other", cwd=place)
+        repeated = run("--from-card", model_card(place), "--port", "0", "--no-keep", "--workdir", "other", cwd=place)
     assert repeated.returncode == 1
     assert "Load Dataset failed: " in repeated.stdout and "sha256" in repeated.stdout, repeated.stdout
 
@@ -234,7 +234,7 @@ def test_a_run_is_not_repeated_on_other_rows(whole, place):
 def test_a_model_card_repeats_the_run(whole, place):
     (adapter,) = {path.name: path for path in (place / "runs").glob("20*/artifacts/**/ft_result")}.values()
     never = ["--set", "gate_rules=samples_used < 0", "--workdir", "again"]
-    again = run("--from-card", model_card(place), *never, "--no-keep", cwd=place)
+    again = run("--from-card", model_card(place), *never, "--port", "0", "--no-keep", cwd=place)
     assert again.returncode == 3, again.stdout
     (repeated,) = (place / "again").glob("20*/artifacts/**/ft_result")
     for name in ("adapter_model.safetensors", "tokenizer.json"):
